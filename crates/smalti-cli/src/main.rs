@@ -1,0 +1,2 @@
+//! The `smalti` program.
+fn main() {}

@@ -1,0 +1,17 @@
+//! The systems: tokenizers, the quantizers inside them, generators over their tokens, and what trains and samples them.
+//!
+//! One system is one file that reads from top to bottom: what it is and its paper, its configuration, its parts, its forward
+//! pass, its loss and its decoding.
+
+pub mod checkpoint;
+pub mod codes;
+pub mod generators;
+pub mod losses;
+pub mod quantizers;
+pub mod sampling;
+pub mod tokenizers;
+
+pub use codes::Codes;
+pub use generators::{Condition, Generation, Generator, ImageRequest, Known, Request};
+pub use quantizers::Quantizer;
+pub use tokenizers::Tokenizer;
