@@ -87,7 +87,7 @@ fn explain(place: &str, path: &str, message: &str) -> Error {
         {
             // The path ends in the unknown key itself: the place is what holds it.
             let place = place.strip_suffix(&format!(".{name}")).or(place.strip_suffix(&format!(": {name}")));
-            let place = place.map(str::to_string).unwrap_or_else(|| format!("{place}", place = path_or(path)));
+            let place = place.map(str::to_string).unwrap_or_else(|| path_or(path).to_string());
             return Error::unknown(place, kind, name.clone(), known.to_vec());
         }
     }
