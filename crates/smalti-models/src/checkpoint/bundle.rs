@@ -1,0 +1,269 @@
+//! A bundle: the folder that holds a usable model.
+//!
+//! ```text
+//! bundle.json                                     what it is, checksums, sampling defaults, class names
+//! README.md                                       the model card
+//! tokenizer/config.json  tokenizer/model.safetensors
+//! generator/config.json  generator/model.safetensors
+//! text/tokenizer.json                             for generators that read captions
+//! ```
+//! A part may be absent: a tokenizer alone is a bundle.
+
+use super::weights::{Precision, load_module, parameter_map, save_module};
+use crate::sampling::Sampling;
+use burn::module::Module;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use smalti_base::{Error, Result, config, files};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The version of the folder's layout that this library writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// A part of a bundle that has weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Image to tokens and back.
+    Tokenizer,
+    /// Condition to tokens.
+    Generator,
+}
+
+impl Part {
+    /// The name of the part's folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tokenizer => "tokenizer",
+            Self::Generator => "generator",
+        }
+    }
+}
+
+/// What a manifest says about a part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartFacts {
+    /// SHA-256 of `model.safetensors`, in hexadecimal digits. It stands for the part: token shards carry the tokenizer's.
+    pub sha256: String,
+    /// Number of parameters and buffers.
+    pub parameters: usize,
+}
+
+/// The contents of `bundle.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of the layout, [`FORMAT`].
+    pub format: u32,
+    /// The model's name.
+    pub name: String,
+    /// Program and version that wrote the bundle.
+    pub created_by: String,
+    /// The parts with weights.
+    pub parts: BTreeMap<Part, PartFacts>,
+    /// SHA-256 of `text/tokenizer.json`, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_sha256: Option<String>,
+    /// Sampling settings that suit the model.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// Names of the classes, by number; empty if the model has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// Facts of the training, such as data, steps and results, for the reader.
+    #[serde(default)]
+    pub training: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Manifest {
+    /// A manifest without parts.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            format: FORMAT,
+            name: name.into(),
+            created_by: concat!("smalti ", env!("CARGO_PKG_VERSION")).into(),
+            parts: BTreeMap::new(),
+            text_sha256: None,
+            sampling: Sampling::default(),
+            classes: Vec::new(),
+            training: serde_json::Map::new(),
+        }
+    }
+
+    /// Writes `bundle.json` and the model card `README.md` into the bundle folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        files::write_bytes(&folder.join("README.md"), self.card().as_bytes())?;
+        config::write_json(&folder.join("bundle.json"), self)
+    }
+
+    /// The model card in Markdown.
+    pub fn card(&self) -> String {
+        let mut card =
+            format!("---\nlibrary_name: smalti\ntags: [image-generation, image-tokenizer]\n---\n\n# {}\n\n", self.name);
+        card += &format!(
+            "A model for smalti, written by {}.\n\n| part | parameters | sha256 of the weights |\n|---|---|---|\n",
+            self.created_by
+        );
+        for (part, facts) in &self.parts {
+            card += &format!("| {} | {} | `{}` |\n", part.name(), facts.parameters, facts.sha256);
+        }
+        if !self.training.is_empty() {
+            card += "\n## Training\n\n| fact | value |\n|---|---|\n";
+            for (fact, value) in &self.training {
+                let value = value.as_str().map(str::to_string).unwrap_or_else(|| value.to_string());
+                card += &format!("| {fact} | {} |\n", value.replace('|', "\\|").replace('\n', " "));
+            }
+        }
+        if !self.classes.is_empty() {
+            card += &format!("\n## Classes\n\n{}\n", self.classes.join(", "));
+        }
+        card
+    }
+}
+
+/// Where the files of a bundle are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundlePaths {
+    root: PathBuf,
+}
+
+impl BundlePaths {
+    /// The bundle at `path`: a bundle folder, its `bundle.json`, or a run folder that holds a finished bundle in `bundle/`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that says what was looked for.
+    pub fn find(path: &Path) -> Result<Self> {
+        let candidates = [path.to_path_buf(), path.join("bundle")];
+        if let Some(root) = candidates.iter().find(|root| root.join("bundle.json").is_file()) {
+            return Ok(Self { root: root.clone() });
+        }
+        if path.is_file() && path.file_name().is_some_and(|name| name == "bundle.json") {
+            return Ok(Self { root: path.parent().unwrap_or(Path::new(".")).to_path_buf() });
+        }
+        let problem = match path.exists() {
+            false => "there is no such file or folder",
+            true => "not a bundle: neither bundle.json nor bundle/bundle.json is in it",
+        };
+        Err(Error::invalid_hint(
+            path.display(),
+            problem,
+            "give a bundle folder, or a run folder whose training has finished",
+        ))
+    }
+
+    /// The bundle that is being written in `root`, whatever is there.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The bundle's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether a part is there.
+    pub fn has(&self, part: Part) -> bool {
+        self.config(part).is_file()
+    }
+
+    /// A part's `config.json`.
+    pub fn config(&self, part: Part) -> PathBuf {
+        self.root.join(part.name()).join("config.json")
+    }
+
+    /// A part's `model.safetensors`.
+    pub fn weights(&self, part: Part) -> PathBuf {
+        self.root.join(part.name()).join("model.safetensors")
+    }
+
+    /// `text/tokenizer.json`.
+    pub fn text_tokenizer(&self) -> PathBuf {
+        self.root.join("text").join("tokenizer.json")
+    }
+
+    /// Reads `bundle.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Invalid`], or [`Error::Unsupported`] for another version of the layout.
+    pub fn manifest(&self) -> Result<Manifest> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let path = self.root.join("bundle.json");
+        // The version comes first, since another version may have other keys.
+        let Version { format } = config::read_json(&path)?;
+        if format != FORMAT {
+            return Err(Error::unsupported(
+                format!("{}: bundle format {format}", path.display()),
+                format!("this version of smalti reads format {FORMAT}"),
+            ));
+        }
+        config::read_json(&path)
+    }
+
+    /// Compares the checksums of all files with the manifest's. Reads every byte.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with both checksums, or [`Error::Io`].
+    pub fn verify(&self) -> Result<()> {
+        let manifest = self.manifest()?;
+        let parts = manifest.parts.iter().map(|(part, facts)| (self.weights(*part), &facts.sha256));
+        for (path, expected) in parts.chain(manifest.text_sha256.iter().map(|sha256| (self.text_tokenizer(), sha256))) {
+            let found = files::sha256_file(&path)?;
+            if found != *expected {
+                return Err(Error::Mismatch {
+                    what: format!("{} and the bundle's checksum", path.display()),
+                    left_name: "file".into(),
+                    left: found,
+                    right_name: "bundle.json".into(),
+                    right: expected.clone(),
+                    hint: Some("the file was changed or damaged; copy the bundle again".into()),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a part's configuration and weights into a bundle folder.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_part<C: Serialize, M: Module>(
+    bundle: &BundlePaths,
+    part: Part,
+    config: &C,
+    module: &M,
+    precision: Precision,
+) -> Result<PartFacts> {
+    files::create_folder(&bundle.root.join(part.name()))?;
+    config::write_json(&bundle.config(part), config)?;
+    let metadata = BTreeMap::from([("format".to_string(), "smalti".to_string())]);
+    save_module(module, &bundle.weights(part), precision, &metadata)?;
+    let parameters = parameter_map(module).values().map(|entry| entry.shape.iter().product::<usize>()).sum();
+    Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters })
+}
+
+/// Reads a part's configuration.
+///
+/// # Errors
+/// [`Error::Invalid`] if the bundle has no such part, or as [`config::read_json`].
+pub fn read_config<C: DeserializeOwned>(bundle: &BundlePaths, part: Part) -> Result<C> {
+    if !bundle.has(part) {
+        return Err(Error::file(bundle.root(), format!("this bundle has no {}", part.name())));
+    }
+    config::read_json(&bundle.config(part))
+}
+
+/// Loads a part's weights into the module that its configuration made.
+///
+/// # Errors
+/// As [`load_module`].
+pub fn read_weights<M: Module>(bundle: &BundlePaths, part: Part, module: M) -> Result<M> {
+    load_module(module, &bundle.weights(part))
+}
