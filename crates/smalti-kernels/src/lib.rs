@@ -1,4 +1,30 @@
 //! Own operations as Burn backend extensions.
 //!
-//! The only crate with `unsafe` or with the name of a backend in it. Each operation has a portable body made of tensor
-//! operations, which serves every backend, and where it pays a specialised one.
+//! The only crate with `unsafe` or with the name of a backend in it. Each operation is a plain function on tensors. It has
+//! a portable body made of tensor operations, which serves every backend and data type, and where it pays a body of its
+//! own for the CPU backend (Flex, `f32`) with a hand-written backward pass.
+
+mod attention;
+mod conv2d;
+mod cross_entropy;
+mod group_norm;
+mod layer_norm;
+mod nearest_code;
+
+pub use attention::attention;
+pub use conv2d::{Conv2dOptions, conv2d};
+pub use cross_entropy::softmax_cross_entropy;
+pub use group_norm::group_norm;
+pub use layer_norm::layer_norm;
+pub use nearest_code::nearest_code;
+
+/// The same operations as compositions of tensor operations: the reference of the tests and the base line of the
+/// benchmarks.
+pub mod portable {
+    pub use crate::attention::portable as attention;
+    pub use crate::conv2d::portable as conv2d;
+    pub use crate::cross_entropy::portable as softmax_cross_entropy;
+    pub use crate::group_norm::portable as group_norm;
+    pub use crate::layer_norm::portable as layer_norm;
+    pub use crate::nearest_code::portable as nearest_code;
+}
