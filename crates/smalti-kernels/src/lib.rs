@@ -6,7 +6,9 @@
 
 mod attention;
 mod conv2d;
+mod cpu;
 mod cross_entropy;
+mod flex;
 mod group_norm;
 mod layer_norm;
 mod nearest_code;

@@ -1,0 +1,125 @@
+//! Code compiled for several instruction sets, chosen at run time.
+
+/// Defines a function whose body is compiled for AVX-512, for AVX2 and for the build's base line; a call runs the widest
+/// that this CPU has. The loops of the body are left to the compiler to vectorise: keep them plain.
+macro_rules! simd {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments)]
+        $visibility fn $name($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn body($($argument: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn wide($($argument: $type),*) $(-> $result)? {
+                    body($($argument),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn middle($($argument: $type),*) $(-> $result)? {
+                    body($($argument),*)
+                }
+                match $crate::cpu::simd::level() {
+                    // SAFETY: `level` found all of these features on this CPU.
+                    $crate::cpu::simd::Level::Avx512 => return unsafe { wide($($argument),*) },
+                    // SAFETY: as above.
+                    $crate::cpu::simd::Level::Avx2 => return unsafe { middle($($argument),*) },
+                    $crate::cpu::simd::Level::Base => {}
+                }
+            }
+            body($($argument),*)
+        }
+    };
+}
+pub(crate) use simd;
+
+/// Instruction sets that [`simd!`] compiles for.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    Avx512,
+    Avx2,
+    Base,
+}
+
+/// The widest instruction set of this CPU. The standard library caches the answers.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn level() -> Level {
+    if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("fma")
+    {
+        Level::Avx512
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        Level::Avx2
+    } else {
+        Level::Base
+    }
+}
+
+/// Values handled together in reductions: one AVX-512 register, or two of AVX2.
+pub(crate) const LANES: usize = 16;
+
+/// `e^x` to 2 units in the last place; 0 below -87.3, infinity-free: saturates near the largest float above 88.3.
+///
+/// Range reduction to `2^n e^r`, `|r| <= ln 2 / 2`, and a polynomial of degree 6 for `e^r` (Cephes' `expf`).
+/// Without branches, so that loops over it vectorise.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+    let clamped = x.clamp(-87.336_54, 88.376_26);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * 0.693_359_4;
+    let r = r + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let y = p * r * r + r + 1.0;
+    let power = f32::from_bits((shifted.to_bits().wrapping_add(127)) << 23);
+    y * power
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Sum over `values` of `term`, in [`LANES`] partial sums: the same order on every instruction set.
+#[inline(always)]
+pub(crate) fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(value);
+        }
+    }
+    let tail: f32 = rest.iter().map(|&value| term(value)).sum();
+    lanes.iter().sum::<f32>() + tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_to_the_libm_of_f64() {
+        for i in -8_700..8_800 {
+            let x = i as f32 / 100.0;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - expected).abs() / expected;
+            assert!(error < 3e-7, "exp({x}): relative error {error}");
+        }
+        assert!(exp(-1000.0) < 1.3e-38);
+        assert!(exp(1000.0).is_finite());
+    }
+}

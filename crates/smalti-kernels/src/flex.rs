@@ -1,0 +1,46 @@
+//! What the operations share at the border to the CPU backend.
+
+use burn::backend::{Flex, TensorMetadata, tensor::FloatTensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use std::ops::{Deref, Range};
+
+/// Whether a tensor lives on the CPU backend, recorded for gradients or not, in the data type of the own bodies.
+pub(crate) fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
+}
+
+/// The values of an `f32` tensor in row-major order: its memory, or a copy where that is a strided view.
+pub(crate) struct Values {
+    tensor: FloatTensor<Flex>,
+    range: Range<usize>,
+}
+
+impl Values {
+    pub(crate) fn of(tensor: FloatTensor<Flex>) -> Self {
+        match tensor.layout().contiguous_offsets() {
+            Some((start, end)) => Self { tensor, range: start..end },
+            None => {
+                let n = tensor.layout().num_elements();
+                Self { tensor: tensor.to_contiguous(), range: 0..n }
+            }
+        }
+    }
+}
+
+impl Deref for Values {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.tensor.storage::<f32>()[self.range.clone()]
+    }
+}
+
+/// A tensor of the CPU backend from its values.
+pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FloatTensor<Flex> {
+    FloatTensor::<Flex>::from_data(TensorData::new(values, shape))
+}
+
+/// The sizes of a tensor of rank `D`.
+pub(crate) fn dims<const D: usize>(tensor: &FloatTensor<Flex>) -> [usize; D] {
+    tensor.shape().dims()
+}
