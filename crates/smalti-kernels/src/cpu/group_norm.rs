@@ -1,6 +1,6 @@
 //! Group normalisation of `[batch, channels, area]`, one task per group of an image.
 
-use super::buffer::{Shared, written};
+use super::buffer::written;
 use super::simd::{LANES, sigmoid, simd, sum};
 use rayon::prelude::*;
 

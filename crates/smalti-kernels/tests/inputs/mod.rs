@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Shape, Tensor, TensorData};
 use smalti_base::Rng;
-use smalti_base::Stream;
+use smalti_base::rng::Stream;
 
 /// The stream of a test.
 pub fn stream(seed: u64) -> Stream {
@@ -31,8 +31,8 @@ pub fn strided(stream: &mut Stream, [b, c, h, w]: [usize; 4], device: &Device) -
 #[track_caller]
 pub fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>, tolerance: f32, what: &str) {
     assert_eq!(found.dims(), expected.dims(), "{what}: shape");
-    let found = found.inner().into_data().to_vec::<f32>().unwrap();
-    let expected = expected.inner().into_data().to_vec::<f32>().unwrap();
+    let found = found.inner().into_data().try_to_vec::<f32>().unwrap();
+    let expected = expected.inner().into_data().try_to_vec::<f32>().unwrap();
     let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
     for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
         assert!((f - e).abs() <= tolerance * scale, "{what}: value {i} is {f}, expected {e} (largest {scale})");
