@@ -12,6 +12,10 @@ pub mod sampling;
 pub mod tokenizers;
 
 pub use codes::Codes;
-pub use generators::{Condition, Generation, Generator, ImageRequest, Known, Request};
+pub use generators::{
+    Condition, ConditionConfig, Generation, Generator, GeneratorConfig, GeneratorLoss, GeneratorModel, ImageRequest, Known,
+    Request,
+};
+pub use sampling::Sampling;
 pub use quantizers::Quantizer;
 pub use tokenizers::Tokenizer;

@@ -1,8 +1,20 @@
 //! Generators: condition to [`Codes`], one decoding step at a time.
 
-use crate::{Codes, sampling::Sampling};
+pub mod condition;
+pub mod gpt;
+pub mod maskgit;
+pub mod request;
+
+pub use condition::ConditionConfig;
+pub use gpt::{Gpt, GptConfig};
+pub use maskgit::{MaskGit, MaskGitConfig};
+pub use request::{ImageRequest, Known, Request};
+
+use crate::Codes;
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Result, TokenSpec};
+use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
 
 /// What a picture should show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,45 +28,16 @@ pub enum Condition {
     Text(Vec<u32>),
 }
 
-/// Tokens that must be kept. Inpainting, outpainting and prefixes are all "some tokens are known".
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// A token for each place of the layout; those that are not kept are not looked at.
-    pub codes: Vec<u32>,
-    /// True where the token is kept.
-    pub keep: Vec<bool>,
-}
-
-/// One picture to make.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ImageRequest {
-    /// What it shows.
-    pub condition: Condition,
-    /// Seed of its random draws. A picture depends on its own request only, not on its batch.
-    pub seed: u64,
-    /// Tokens that are given.
-    pub known: Option<Known>,
-}
-
-/// A batch of pictures to make.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The pictures.
-    pub images: Vec<ImageRequest>,
-    /// How tokens are drawn, the same for all.
-    pub sampling: Sampling,
-}
-
 /// Predicts the codes of its spec. It never knows which tokenizer is beside it.
 pub trait Generator: Send + Sync {
     /// The tokens that this generator predicts.
     fn spec(&self) -> &TokenSpec;
 
-    /// Begins a generation, which the caller pulls step by step.
+    /// Begins a generation, which the caller pulls step by step. It runs without gradients and without dropout.
     ///
     /// # Errors
-    /// A condition of another kind, a class or token out of range, known tokens of another length, or sampling
-    /// settings out of range.
+    /// No images, a condition of another kind, a class or token out of range, known tokens of another length, sampling
+    /// settings out of range, or guidance of a generator that was trained without condition dropout.
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>>;
 }
 
@@ -68,4 +51,190 @@ pub trait Generation {
     fn next(&mut self);
     /// The codes so far. Places that are not decided hold the best guess or 0.
     fn codes(&self) -> Codes;
+}
+
+/// What a generator loses on a batch. Nothing waits for the device.
+#[derive(Clone, Debug)]
+pub struct GeneratorLoss {
+    /// What training makes small, one element.
+    pub loss: Tensor<1>,
+    /// Mean cross-entropy of the predicted tokens without label smoothing, one element without gradient. A mean over images:
+    /// weight batches by their size. Divided by ln 2 it is bits per token.
+    pub nats_per_token: Tensor<1>,
+}
+
+/// Which generator, with everything that changes the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum GeneratorConfig {
+    /// Raster-order transformer.
+    Gpt(GptConfig),
+    /// Masked parallel decoding.
+    #[serde(rename = "maskgit")]
+    MaskGit(MaskGitConfig),
+}
+
+impl GeneratorConfig {
+    /// A model with fresh parameters.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the setting that is out of range; [`Error::Unsupported`] for a layout that the generator
+    /// cannot predict.
+    pub fn init(&self, device: &Device) -> Result<GeneratorModel> {
+        match self {
+            Self::Gpt(config) => Ok(GeneratorModel::Gpt(config.init(device)?)),
+            Self::MaskGit(config) => Ok(GeneratorModel::MaskGit(config.init(device)?)),
+        }
+    }
+
+    /// The tokens that the generator predicts.
+    pub fn tokens(&self) -> &TokenSpec {
+        match self {
+            Self::Gpt(config) => &config.tokens,
+            Self::MaskGit(config) => &config.tokens,
+        }
+    }
+
+    /// What the generator can be conditioned on.
+    pub fn condition(&self) -> &ConditionConfig {
+        match self {
+            Self::Gpt(config) => &config.condition,
+            Self::MaskGit(config) => &config.condition,
+        }
+    }
+}
+
+/// A generator of any kind.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)]
+pub enum GeneratorModel {
+    /// Raster-order transformer.
+    Gpt(Gpt),
+    /// Masked parallel decoding.
+    MaskGit(MaskGit),
+}
+
+impl GeneratorModel {
+    /// The training loss of a batch. Dropped conditions and masks are drawn from `stream`, on the host; dropout inside the
+    /// network uses the device's generator, and acts only on an autodiff device.
+    ///
+    /// # Shapes
+    /// `codes [b, length]`, one condition for each.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if shapes differ from the spec's or a condition does not fit.
+    pub fn loss(
+        &self,
+        codes: Tensor<2, Int>,
+        conditions: &[Condition],
+        stream: &mut Stream,
+    ) -> Result<GeneratorLoss> {
+        match self {
+            Self::Gpt(model) => model.loss(codes, conditions, stream),
+            Self::MaskGit(model) => model.loss(codes, conditions, stream),
+        }
+    }
+
+    /// The deterministic loss of validation images: no condition is dropped, no label is smoothed. `first_image` is the
+    /// batch's place in the data set, so that the result does not depend on the batch size. Call it on `model.valid()`.
+    ///
+    /// For [`Gpt`] it is the exact negative log-likelihood. For [`MaskGit`] it is the cross-entropy of the masked tokens,
+    /// image `i` masked at progress `frac(i / golden ratio)` of the schedule in places drawn from seed 0 and `i`.
+    ///
+    /// # Shapes
+    /// `codes [b, length]`, one condition for each.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn validation_loss(
+        &self,
+        codes: Tensor<2, Int>,
+        conditions: &[Condition],
+        first_image: u64,
+    ) -> Result<GeneratorLoss> {
+        match self {
+            Self::Gpt(model) => model.validation_loss(codes, conditions),
+            Self::MaskGit(model) => model.validation_loss(codes, conditions, first_image),
+        }
+    }
+
+    /// The configuration that the model was made with.
+    pub fn config(&self) -> GeneratorConfig {
+        match self {
+            Self::Gpt(model) => GeneratorConfig::Gpt(model.config.clone()),
+            Self::MaskGit(model) => GeneratorConfig::MaskGit(model.config.clone()),
+        }
+    }
+}
+
+impl Generator for GeneratorModel {
+    fn spec(&self) -> &TokenSpec {
+        match self {
+            Self::Gpt(model) => model.spec(),
+            Self::MaskGit(model) => model.spec(),
+        }
+    }
+
+    fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
+        match self {
+            Self::Gpt(model) => Generator::start(model, request),
+            Self::MaskGit(model) => Generator::start(model, request),
+        }
+    }
+}
+
+/// The numbers that every transformer generator has.
+struct Size<'a> {
+    place: &'a str,
+    tokens: &'a TokenSpec,
+    condition: &'a ConditionConfig,
+    condition_dropout: f32,
+    width: usize,
+    depth: usize,
+    heads: usize,
+    mlp_ratio: usize,
+    dropout: [f64; 2],
+}
+
+impl Size<'_> {
+    fn validate(&self) -> Result<()> {
+        let refuse = |problem: String| Err(Error::invalid(self.place, problem));
+        if !matches!(self.tokens.layout, Layout::Grid { .. } | Layout::Sequence { .. }) {
+            return Err(Error::unsupported(
+                format!("a {} by {}", self.tokens.layout, self.place),
+                "its tokens must be one grid or one sequence",
+            ));
+        }
+        if self.tokens.length() == 0 || self.tokens.vocabulary == 0 {
+            return refuse(format!("no tokens to predict in {}", self.tokens));
+        }
+        if [self.width, self.depth, self.heads, self.mlp_ratio].contains(&0) {
+            return refuse("width, depth, heads and mlp_ratio must be at least 1".into());
+        }
+        if self.width % self.heads != 0 {
+            return refuse(format!("width = {} is not a multiple of heads = {}", self.width, self.heads));
+        }
+        if !(0.0..=1.0).contains(&self.condition_dropout) {
+            return refuse(format!("condition_dropout = {} is not in 0..=1", self.condition_dropout));
+        }
+        if let Some(dropout) = self.dropout.iter().find(|dropout| !(0.0..1.0).contains(*dropout)) {
+            return refuse(format!("a dropout of {dropout} is not in 0 <= dropout < 1"));
+        }
+        self.condition.validate(self.place)
+    }
+}
+
+/// # Errors
+/// [`Error::Invalid`] unless there is one condition and one full row of codes for each image.
+fn check_batch(codes: &Tensor<2, Int>, conditions: &[Condition], tokens: &TokenSpec) -> Result<()> {
+    let [b, length] = codes.dims();
+    if b == 0 || b != conditions.len() || length != tokens.length() {
+        let problem = format!(
+            "codes [{b}, {length}] and {} conditions; expected [n, {}] and n of them, n at least 1",
+            conditions.len(),
+            tokens.length()
+        );
+        return Err(Error::invalid("generator batch", problem));
+    }
+    Ok(())
 }

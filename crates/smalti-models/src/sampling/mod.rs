@@ -1,6 +1,16 @@
-//! How tokens are drawn from logits.
+//! How tokens are drawn from logits. Everything here runs on the host, on one row of logits at a time.
 
+mod draws;
+mod filter;
+mod schedule;
+
+pub use draws::{Draws, Seeded};
+pub use filter::{argmax, draw, filter, log_sum_exp};
+pub use schedule::Schedule;
+
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Result};
 
 /// Settings of sampling, the same for every generator. What a generator does not have is `None`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,14 +24,100 @@ pub struct Sampling {
     pub top_p: Option<f32>,
     /// Classifier-free guidance scale: `logits = uncond + guidance * (cond - uncond)`; 1 is off.
     pub guidance: f32,
+    /// How the guidance scale changes from step to step.
+    pub guidance_schedule: GuidanceSchedule,
     /// Decoding steps, for generators that can choose (masked decoding).
     pub steps: Option<usize>,
+    /// Steps left out at the beginning (masked decoding): the first step then decides as many tokens at once as those
+    /// before it would have. MaskGIT edits images with 2 of 12.
+    pub first_step: usize,
     /// Weight of the Gumbel noise in the confidence of masked decoding (MaskGIT's choice temperature).
     pub choice_temperature: f32,
 }
 
+/// How guidance changes from the first step to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuidanceSchedule {
+    /// The same scale at each step.
+    Constant,
+    /// From 1 (off) at the first step to the full scale at the last.
+    Linear,
+}
+
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: None, top_p: None, guidance: 1.0, steps: None, choice_temperature: 4.5 }
+        Self {
+            temperature: 1.0,
+            top_k: None,
+            top_p: None,
+            guidance: 1.0,
+            guidance_schedule: GuidanceSchedule::Constant,
+            steps: None,
+            first_step: 0,
+            choice_temperature: 4.5,
+        }
     }
+}
+
+impl Sampling {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the setting's name and its range.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |name: &str, problem: String| Err(Error::invalid(format!("sampling: {name}"), problem));
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return refuse("temperature", format!("{} is not a number of at least 0", self.temperature));
+        }
+        if self.top_k == Some(0) {
+            return refuse("top_k", "0 leaves no token; expected at least 1".into());
+        }
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return refuse("top_p", format!("{p} is not in 0 < p <= 1"));
+        }
+        if !self.guidance.is_finite() {
+            return refuse("guidance", format!("{} is not a finite number", self.guidance));
+        }
+        if !(self.choice_temperature.is_finite() && self.choice_temperature >= 0.0) {
+            return refuse("choice_temperature", format!("{} is not a number of at least 0", self.choice_temperature));
+        }
+        match self.steps {
+            Some(0) => refuse("steps", "0 decodes nothing; expected at least 1".into()),
+            Some(steps) if self.first_step >= steps => {
+                refuse("first_step", format!("{} leaves none of {steps} steps", self.first_step))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether guidance is on, so that unconditional logits are needed.
+    pub fn is_guided(&self) -> bool {
+        self.guidance != 1.0
+    }
+
+    /// The guidance scale of one step of so many.
+    pub fn guidance_at(&self, step: usize, steps: usize) -> f32 {
+        match self.guidance_schedule {
+            GuidanceSchedule::Constant => self.guidance,
+            GuidanceSchedule::Linear if steps < 2 => self.guidance,
+            GuidanceSchedule::Linear => 1.0 + (self.guidance - 1.0) * step as f32 / (steps - 1) as f32,
+        }
+    }
+}
+
+/// Classifier-free guidance (arXiv 2207.12598): the first half of the rows is conditional, the second half unconditional.
+///
+/// # Shapes
+/// `[2 n, ..]` to `[n, ..]`.
+pub fn guide<const D: usize>(logits: Tensor<D>, guidance: f32) -> Tensor<D> {
+    let n = logits.dims()[0] / 2;
+    let conditional = logits.clone().narrow(0, 0, n);
+    let unconditional = logits.narrow(0, n, n);
+    (conditional - unconditional.clone()) * guidance + unconditional
+}
+
+/// Reads logits from their device, which waits for it.
+pub(crate) fn to_host<const D: usize>(logits: Tensor<D>) -> Vec<f32> {
+    logits.into_data().convert::<f32>().into_vec().unwrap_or_default()
 }

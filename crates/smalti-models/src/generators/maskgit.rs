@@ -1,0 +1,432 @@
+//! MaskGIT: a bidirectional transformer that fills in masked tokens, many at each step (arXiv 2202.04200).
+//!
+//! Decoding begins with all tokens masked. Each step draws them all, keeps those drawn with the most confidence and masks
+//! the rest again, fewer each time. The network is the official one: BERT with the norms after the branches, and one table
+//! for image tokens, classes and the mask, tied to the output. A dropped class is the mask in the class's place. Captions,
+//! which the official model does not have, come first, with a table of their own.
+
+use super::{Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, Size, check_batch, request::upload};
+use crate::Codes;
+use crate::sampling::{Draws, Sampling, Schedule, Seeded, filter, guide, log_sum_exp, to_host};
+use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Result, Rng, TokenSpec, rng::Stream};
+use smalti_nn::attention::Visible;
+use smalti_nn::dense::{Dense, TokenEmbedding, TokenNorm};
+use smalti_nn::init::Init;
+use smalti_nn::positions::LearnedPositions;
+use smalti_nn::transformer::{Activation, Block, BlockConfig, NormPlacement};
+
+/// Epsilon of all norms.
+const EPSILON: f64 = 1e-12;
+
+/// Decoding steps if none are asked for: the paper uses 8 at 256 pixels and 12 at 512.
+const STEPS: usize = 12;
+
+/// Everything that changes the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaskGitConfig {
+    /// The tokens it predicts: a grid or a sequence.
+    pub tokens: TokenSpec,
+    /// What it is conditioned on.
+    #[serde(default)]
+    pub condition: ConditionConfig,
+    /// How often training hides the condition, 0..=1. Guidance needs it above 0.
+    #[serde(default)]
+    pub condition_dropout: f32,
+    /// Channels of a token.
+    pub width: usize,
+    /// Transformer blocks.
+    pub depth: usize,
+    /// Attention heads; must divide the width.
+    pub heads: usize,
+    /// Channels inside a block's MLP, in widths.
+    #[serde(default = "four")]
+    pub mlp_ratio: usize,
+    /// Dropout of embeddings and of each branch, 0 <= dropout < 1.
+    #[serde(default)]
+    pub dropout: f64,
+    /// Dropout of attention weights, 0 <= dropout < 1.
+    #[serde(default)]
+    pub attention_dropout: f64,
+    /// Share of masked tokens, in training over a uniform draw, in decoding over the steps.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Share of the target that training spreads over the whole table, 0 <= smoothing < 1.
+    #[serde(default = "tenth")]
+    pub label_smoothing: f32,
+    /// Training masks at least this share of the tokens, 0..=1.
+    #[serde(default)]
+    pub min_masking_rate: f32,
+}
+
+fn four() -> usize {
+    4
+}
+
+fn tenth() -> f32 {
+    0.1
+}
+
+impl MaskGitConfig {
+    /// A model with BERT's first values: truncated normal with deviation 0.02, biases 0.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Unsupported`] for settings out of range.
+    pub fn init(&self, device: &Device) -> Result<MaskGit> {
+        self.validate()?;
+        let init = Init::TruncatedNormal(0.02);
+        let norm = || TokenNorm::new(self.width, EPSILON, device);
+        let block = BlockConfig {
+            width: self.width,
+            heads: self.heads,
+            hidden: self.mlp_ratio * self.width,
+            norm: NormPlacement::After,
+            epsilon: EPSILON,
+            activation: Activation::GeluTanh,
+            dropout: self.dropout,
+            attention_dropout: self.attention_dropout,
+            init,
+        };
+        let text = matches!(self.condition, ConditionConfig::Text { .. });
+        Ok(MaskGit {
+            words: TokenEmbedding::new(self.vocabulary(), self.width, init, device),
+            text: text.then(|| TokenEmbedding::new(self.condition.null() + 1, self.width, init, device)),
+            positions: LearnedPositions::new(self.prefix() + self.tokens.length(), self.width, init, device),
+            embedding_norm: norm(),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            blocks: (0..self.depth).map(|_| block.init(device)).collect(),
+            head: Dense::new(self.width, self.width, init, device),
+            head_norm: norm(),
+            head_bias: Init::Zeros.param([self.vocabulary()], device),
+            config: self.clone(),
+        })
+    }
+
+    fn validate(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            let problem = format!("label_smoothing = {} is not in 0 <= smoothing < 1", self.label_smoothing);
+            return Err(Error::invalid("maskgit", problem));
+        }
+        if !(0.0..=1.0).contains(&self.min_masking_rate) {
+            let problem = format!("min_masking_rate = {} is not in 0..=1", self.min_masking_rate);
+            return Err(Error::invalid("maskgit", problem));
+        }
+        Size {
+            place: "maskgit",
+            tokens: &self.tokens,
+            condition: &self.condition,
+            condition_dropout: self.condition_dropout,
+            width: self.width,
+            depth: self.depth,
+            heads: self.heads,
+            mlp_ratio: self.mlp_ratio,
+            dropout: [self.dropout, self.attention_dropout],
+        }
+        .validate()
+    }
+
+    /// Tokens in front of the image's.
+    fn prefix(&self) -> usize {
+        match self.condition {
+            ConditionConfig::None => 0,
+            _ => self.condition.length(),
+        }
+    }
+
+    /// Rows of the tied table: image tokens, classes, the mask.
+    fn vocabulary(&self) -> usize {
+        let classes = if let ConditionConfig::Class { classes } = self.condition { classes } else { 0 };
+        self.tokens.vocabulary + classes + 1
+    }
+
+    /// The id of the mask, the last row of the table.
+    pub fn mask_id(&self) -> usize {
+        self.vocabulary() - 1
+    }
+}
+
+/// The network.
+#[derive(Module, Debug)]
+pub struct MaskGit {
+    /// Vectors of image tokens, classes and the mask, in this order; also the output's weights.
+    pub words: TokenEmbedding,
+    /// Vectors of the caption's ids; the last one is the null id's.
+    pub text: Option<TokenEmbedding>,
+    /// Places of the condition, then of the image tokens.
+    pub positions: LearnedPositions,
+    /// Of the sum of both.
+    pub embedding_norm: TokenNorm,
+    /// Of the embedded input, in training.
+    pub dropout: Dropout,
+    /// Post-norm blocks.
+    pub blocks: Vec<Block>,
+    /// First part of the output head.
+    pub head: Dense,
+    /// After the head's GELU.
+    pub head_norm: TokenNorm,
+    /// Added to the logits, one for each row of the table.
+    pub head_bias: Param<Tensor<1>>,
+    /// What the network was made from.
+    #[module(skip)]
+    pub config: MaskGitConfig,
+}
+
+impl MaskGit {
+    /// Features of the whole sequence.
+    ///
+    /// # Shapes
+    /// `condition_ids [b, condition length]` (not looked at without a condition), `ids [b, length]` of image tokens or the
+    /// mask, to `[b, places, width]`, the condition's places first.
+    pub fn features(&self, condition_ids: Tensor<2, Int>, ids: Tensor<2, Int>) -> Tensor<3> {
+        let mut x = match (&self.text, &self.config.condition) {
+            (Some(text), _) => Tensor::cat(vec![text.forward(condition_ids), self.words.forward(ids)], 1),
+            (None, ConditionConfig::Class { .. }) => {
+                // The null class is one past the last class: the mask's row.
+                let class_ids = condition_ids + self.config.tokens.vocabulary as i32;
+                self.words.forward(Tensor::cat(vec![class_ids, ids], 1))
+            }
+            _ => self.words.forward(ids),
+        };
+        x = self.dropout.forward(self.embedding_norm.forward(self.positions.forward(x, 0)));
+        for block in &self.blocks {
+            x = block.forward(x, &Visible::All, None);
+        }
+        x
+    }
+
+    /// Logits of the first `words` rows of the table.
+    ///
+    /// # Shapes
+    /// `[b, n, width]` to `[b, n, words]`.
+    pub fn logits(&self, features_bnd: Tensor<3>, words: usize) -> Tensor<3> {
+        let x = self.head_norm.forward(Activation::GeluTanh.forward(self.head.forward(features_bnd)));
+        let table = self.words.table.val().narrow(0, 0, words);
+        let bias = self.head_bias.val().narrow(0, 0, words);
+        x.matmul(table.transpose().unsqueeze()) + bias.unsqueeze()
+    }
+
+    /// See [`super::GeneratorModel::loss`]: cross-entropy of the masked tokens over the whole table, a mean over each image's
+    /// masked tokens and then over images.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if shapes or conditions do not fit.
+    pub fn loss(&self, codes: Tensor<2, Int>, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
+        check_batch(&codes, conditions, &self.config.tokens)?;
+        let masks = conditions.iter().map(|_| self.draw_mask(stream.uniform(), stream)).collect::<Vec<_>>();
+        let dropout = Some((self.config.condition_dropout, stream));
+        let condition_ids = self.config.condition.batch(conditions, dropout, &codes.device())?;
+        Ok(self.masked_loss(codes, condition_ids, &masks, self.config.label_smoothing))
+    }
+
+    /// See [`super::GeneratorModel::validation_loss`].
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn validation_loss(
+        &self,
+        codes: Tensor<2, Int>,
+        conditions: &[Condition],
+        first_image: u64,
+    ) -> Result<GeneratorLoss> {
+        // Multiples of the golden ratio cover 0..1 evenly, however many images there are.
+        const GOLDEN: f64 = 0.618_033_988_749_894_9;
+        check_batch(&codes, conditions, &self.config.tokens)?;
+        let masks = (first_image..).zip(conditions).map(|(image, _)| {
+            let progress = ((image + 1) as f64 * GOLDEN).fract() as f32;
+            self.draw_mask(progress, &mut Rng::new(0).stream(image, 0))
+        });
+        let masks = masks.collect::<Vec<_>>();
+        let condition_ids = self.config.condition.batch(conditions, None, &codes.device())?;
+        Ok(self.masked_loss(codes, condition_ids, &masks, 0.0))
+    }
+
+    /// Which tokens of one image are masked at `progress` in 0..1.
+    fn draw_mask(&self, progress: f32, stream: &mut Stream) -> Vec<bool> {
+        let length = self.config.tokens.length();
+        let share = self.config.schedule.ratio(progress, length).max(self.config.min_masking_rate);
+        let count = ((share * length as f32).ceil() as usize).clamp(1, length);
+        let mut mask = vec![false; length];
+        stream.permutation(length).into_iter().take(count).for_each(|place| mask[place] = true);
+        mask
+    }
+
+    /// The loss with given masks, true where a token is masked; one for each image, each with at least one token.
+    ///
+    /// # Shapes
+    /// `codes [b, length]`, `condition_ids [b, condition length]`, masks of `length`.
+    pub fn masked_loss(
+        &self,
+        codes: Tensor<2, Int>,
+        condition_ids: Tensor<2, Int>,
+        masks: &[Vec<bool>],
+        label_smoothing: f32,
+    ) -> GeneratorLoss {
+        let [b, length] = codes.dims();
+        let device = codes.device();
+        // Weights that sum to 1: each image counts the same, whatever the number of its masked tokens.
+        let weights: Vec<f32> = masks
+            .iter()
+            .flat_map(|mask| {
+                let each = 1.0 / (b * mask.iter().filter(|masked| **masked).count().max(1)) as f32;
+                mask.iter().map(move |masked| if *masked { each } else { 0.0 })
+            })
+            .collect();
+        let weights = Tensor::<1>::from_data(TensorData::new(weights, [b * length]), &device);
+        let mask = TensorData::new(masks.concat(), [b, length]);
+        let ids = codes.clone().mask_fill(Tensor::<2, Bool>::from_data(mask, &device), self.config.mask_id() as i32);
+        let features = self.features(condition_ids, ids).narrow(1, self.config.prefix(), length);
+        let logits = self.logits(features, self.config.vocabulary()).flatten::<2>(0, 1);
+        let targets = codes.flatten::<1>(0, 1);
+        let entropy = |logits: Tensor<2>, smoothing| {
+            smalti_kernels::softmax_cross_entropy(logits, targets.clone(), Some(weights.clone()), smoothing)
+        };
+        let loss = entropy(logits.clone(), label_smoothing);
+        let plain = match label_smoothing == 0.0 {
+            true => loss.clone().detach(),
+            false => entropy(logits.detach(), 0.0),
+        };
+        GeneratorLoss { loss, nats_per_token: plain }
+    }
+
+    /// [`Generator::start`] with random draws from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Generator::start`].
+    pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<MaskGitGeneration> {
+        let MaskGitConfig { tokens, condition, condition_dropout, .. } = &self.config;
+        let known = request.check(tokens, condition, *condition_dropout)?;
+        let steps = request.sampling.steps.unwrap_or(STEPS);
+        if request.sampling.first_step >= steps {
+            let problem = format!("{} leaves none of {steps} steps", request.sampling.first_step);
+            return Err(Error::invalid("sampling: first_step", problem));
+        }
+        let model = self.valid();
+        let device = model.head_bias.val().device();
+        Ok(MaskGitGeneration {
+            condition_rows: request.condition_rows(condition, &device)?,
+            guesses: known.iter().map(|row| row.iter().map(|code| code.unwrap_or(0)).collect()).collect(),
+            unknown: known.iter().map(|row| row.iter().filter(|code| code.is_none()).count()).collect(),
+            kept: known,
+            sampling: request.sampling.clone(),
+            model,
+            device,
+            draws,
+            steps,
+            done: 0,
+        })
+    }
+}
+
+impl Generator for MaskGit {
+    fn spec(&self) -> &TokenSpec {
+        &self.config.tokens
+    }
+
+    fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
+        let draws = Seeded::new(request.images.iter().map(|image| image.seed));
+        Ok(Box::new(self.start_with(request, Box::new(draws))?))
+    }
+}
+
+/// Decoding under way: each step fills in every masked token, and masks the least certain again.
+pub struct MaskGitGeneration {
+    model: MaskGit,
+    device: Device,
+    sampling: Sampling,
+    condition_rows: Tensor<2, Int>,
+    /// Tokens masked at the start, by image.
+    unknown: Vec<usize>,
+    /// Decided tokens; `None` is masked.
+    kept: Vec<Vec<Option<u32>>>,
+    /// What the last step filled in, before masking again.
+    guesses: Vec<Vec<u32>>,
+    draws: Box<dyn Draws>,
+    /// Of the whole schedule, with those that the request leaves out.
+    steps: usize,
+    done: usize,
+}
+
+impl MaskGitGeneration {
+    /// The decided tokens of each image, `None` where masked.
+    pub fn kept(&self) -> &[Vec<Option<u32>>] {
+        &self.kept
+    }
+
+    /// Logits of the image tokens on the host, `[n, length, vocabulary]`, with guidance applied.
+    fn predict(&self, step: usize) -> Vec<f32> {
+        let config = &self.model.config;
+        let mask = config.mask_id() as u32;
+        let mut rows: Vec<Vec<u32>> =
+            self.kept.iter().map(|row| row.iter().map(|code| code.unwrap_or(mask)).collect()).collect();
+        if self.sampling.is_guided() {
+            rows.extend_from_within(..);
+        }
+        let features = self.model.features(self.condition_rows.clone(), upload(&rows, &self.device));
+        let features = features.narrow(1, config.prefix(), config.tokens.length());
+        let mut logits = self.model.logits(features, config.tokens.vocabulary);
+        if self.sampling.is_guided() {
+            logits = guide(logits, self.sampling.guidance_at(step, self.steps));
+        }
+        to_host(logits)
+    }
+
+    /// Fills in the masked tokens of one image and masks again those that were drawn with the least confidence.
+    fn decide(&mut self, image: usize, step: usize, logits: &[f32]) {
+        let vocabulary = self.model.config.tokens.vocabulary;
+        let progress = (step + 1) as f32 / self.steps as f32;
+        let noise = self.sampling.choice_temperature * (1.0 - progress);
+        let mut confidence = vec![f32::INFINITY; self.kept[image].len()];
+        for (place, row) in logits.chunks_exact(vocabulary).enumerate() {
+            if self.kept[image][place].is_some() {
+                continue;
+            }
+            let mut filtered = row.to_vec();
+            filter(&mut filtered, &self.sampling);
+            let code = self.draws.token(image, step, place, &filtered);
+            self.guesses[image][place] = code as u32;
+            // The model's own probability, before temperature and filters.
+            let log_probability = (f64::from(row[code]) - log_sum_exp(row)) as f32;
+            confidence[place] = log_probability + noise * self.draws.confidence_noise(image, step, place);
+        }
+        let masked = confidence.iter().filter(|c| c.is_finite()).count();
+        let ratio = self.model.config.schedule.ratio(progress, self.unknown[image]);
+        let again = ((self.unknown[image] as f32 * ratio).floor() as usize).min(masked.saturating_sub(1)).max(1);
+        let mut sorted = confidence.clone();
+        sorted.sort_by(f32::total_cmp);
+        let cut = sorted.get(again).copied().unwrap_or(f32::INFINITY);
+        for (place, confidence) in confidence.into_iter().enumerate() {
+            self.kept[image][place] = (confidence >= cut).then_some(self.guesses[image][place]);
+        }
+    }
+}
+
+impl Generation for MaskGitGeneration {
+    fn steps(&self) -> usize {
+        self.steps - self.sampling.first_step
+    }
+
+    fn done(&self) -> usize {
+        self.done
+    }
+
+    fn next(&mut self) {
+        if self.done == self.steps() {
+            return;
+        }
+        let step = self.sampling.first_step + self.done;
+        let logits = self.predict(step);
+        let each = logits.len() / self.kept.len();
+        for (image, logits) in logits.chunks_exact(each).enumerate() {
+            self.decide(image, step, logits);
+        }
+        self.done += 1;
+    }
+
+    fn codes(&self) -> Codes {
+        Codes::Discrete(upload(&self.guesses, &self.device))
+    }
+}

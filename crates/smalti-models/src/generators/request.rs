@@ -1,0 +1,107 @@
+//! What is asked of a generator, and its checks.
+
+use super::{Condition, ConditionConfig};
+use crate::sampling::Sampling;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use smalti_base::{Error, Result, TokenSpec};
+
+/// Tokens that must be kept. Inpainting, outpainting and prefixes are all "some tokens are known".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// A token for each place of the layout; those that are not kept are not looked at.
+    pub codes: Vec<u32>,
+    /// True where the token is kept.
+    pub keep: Vec<bool>,
+}
+
+/// One picture to make.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageRequest {
+    /// What it shows.
+    pub condition: Condition,
+    /// Seed of its random draws. A picture depends on its own request only, not on its batch.
+    pub seed: u64,
+    /// Tokens that are given.
+    pub known: Option<Known>,
+}
+
+/// A batch of pictures to make.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The pictures.
+    pub images: Vec<ImageRequest>,
+    /// How tokens are drawn, the same for all.
+    pub sampling: Sampling,
+}
+
+impl Request {
+    /// Checks everything, and returns the kept tokens of each image, `None` where one is to be made.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for no images, sampling settings out of range, conditions of another kind or out of range, known
+    /// tokens of another number or out of range; [`Error::Unsupported`] for guidance of a generator that was not trained
+    /// without its condition.
+    pub(super) fn check(
+        &self,
+        tokens: &TokenSpec,
+        condition: &ConditionConfig,
+        condition_dropout: f32,
+    ) -> Result<Vec<Vec<Option<u32>>>> {
+        if self.images.is_empty() {
+            return Err(Error::invalid("request", "no images; expected at least 1"));
+        }
+        self.sampling.validate()?;
+        if self.sampling.is_guided() && (*condition == ConditionConfig::None || condition_dropout == 0.0) {
+            return Err(Error::unsupported(
+                "guidance by a generator that never saw images both with and without a condition",
+                "use guidance 1, or train it with a condition and `condition_dropout` above 0",
+            ));
+        }
+        self.images
+            .iter()
+            .map(|image| {
+                condition.ids(&image.condition)?;
+                known(image.known.as_ref(), tokens)
+            })
+            .collect()
+    }
+
+    /// The conditions' ids, and with guidance below them as many rows of null ids, `[n or 2 n, length]`.
+    ///
+    /// # Errors
+    /// As [`ConditionConfig::ids`].
+    pub(super) fn condition_rows(&self, config: &ConditionConfig, device: &Device) -> Result<Tensor<2, Int>> {
+        let mut rows: Vec<Condition> = self.images.iter().map(|image| image.condition.clone()).collect();
+        if self.sampling.is_guided() {
+            rows.resize(2 * rows.len(), Condition::None);
+        }
+        config.batch(&rows, None, device)
+    }
+}
+
+fn known(known: Option<&Known>, tokens: &TokenSpec) -> Result<Vec<Option<u32>>> {
+    let length = tokens.length();
+    let Some(known) = known else {
+        return Ok(vec![None; length]);
+    };
+    if known.codes.len() != length || known.keep.len() != length {
+        let problem = format!(
+            "{} codes and {} marks for {length} places; expected one of each for each place",
+            known.codes.len(),
+            known.keep.len()
+        );
+        return Err(Error::invalid("known tokens", problem));
+    }
+    let kept = known.codes.iter().zip(&known.keep).map(|(code, keep)| keep.then_some(*code)).collect::<Vec<_>>();
+    match kept.iter().flatten().find(|code| **code as usize >= tokens.vocabulary) {
+        Some(code) => Err(Error::invalid("known tokens", format!("{code} is not in 0..{}", tokens.vocabulary))),
+        None => Ok(kept),
+    }
+}
+
+/// Rows of codes as a tensor `[rows, n]`.
+pub(super) fn upload(rows: &[Vec<u32>], device: &Device) -> Tensor<2, Int> {
+    let n = rows.first().map_or(0, Vec::len);
+    let flat: Vec<i32> = rows.iter().flatten().map(|code| *code as i32).collect();
+    Tensor::from_data(TensorData::new(flat, [rows.len(), n]), device)
+}

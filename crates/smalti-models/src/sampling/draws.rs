@@ -1,0 +1,38 @@
+//! Where random draws of a generation come from.
+
+use super::filter::draw;
+use smalti_base::Rng;
+
+/// The random draws of a generation, by image of the batch, decoding step and place of the layout.
+pub trait Draws: Send {
+    /// A token from `softmax(logits)`; filters have been applied.
+    fn token(&mut self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize;
+    /// Gumbel noise on the confidence in a place.
+    fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32;
+}
+
+/// Draws keyed by each image's own seed, so that an image does not depend on its batch.
+#[derive(Clone, Debug)]
+pub struct Seeded {
+    images: Vec<Rng>,
+}
+
+/// Keeps the stream of a place's confidence apart from that of its token.
+const CONFIDENCE: u64 = 1 << 32;
+
+impl Seeded {
+    /// One seed for each image.
+    pub fn new(seeds: impl IntoIterator<Item = u64>) -> Self {
+        Self { images: seeds.into_iter().map(Rng::new).collect() }
+    }
+}
+
+impl Draws for Seeded {
+    fn token(&mut self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize {
+        draw(logits, self.images[image].stream(place as u64, step as u64).uniform_f64())
+    }
+
+    fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32 {
+        self.images[image].stream(CONFIDENCE + place as u64, step as u64).gumbel()
+    }
+}

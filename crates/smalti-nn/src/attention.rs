@@ -1,0 +1,104 @@
+//! Multi-head self-attention (arXiv 1706.03762).
+
+use crate::cache::KeyValueCache;
+use crate::dense::Dense;
+use crate::init::Init;
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
+
+/// Which tokens a token can see.
+#[derive(Clone, Debug)]
+pub enum Visible {
+    /// All of them.
+    All,
+    /// Itself and those before it.
+    Past,
+    /// Those that a mask does not hide: `[1 or b, 1 or h, queries, keys]`, true hides.
+    Except(Tensor<4, Bool>),
+}
+
+impl Visible {
+    /// The past, and for the first `prefix` of `n` tokens the whole prefix.
+    pub fn past_and_prefix(n: usize, prefix: usize, device: &Device) -> Self {
+        if prefix <= 1 {
+            return Self::Past;
+        }
+        let hidden: Vec<bool> = (0..n * n).map(|i| (i / n, i % n)).map(|(q, k)| k > q && k >= prefix).collect();
+        Self::Except(Tensor::from_data(TensorData::new(hidden, [1, 1, n, n]), device))
+    }
+}
+
+/// Self-attention with separate projections for queries, keys, values and the output, all with biases.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    /// `[d, d]`.
+    pub query: Dense,
+    /// `[d, d]`.
+    pub key: Dense,
+    /// `[d, d]`.
+    pub value: Dense,
+    /// `[d, d]`.
+    pub output: Dense,
+    /// Of the attention weights, in training.
+    pub dropout: Dropout,
+    /// Number of heads; divides the width.
+    pub heads: usize,
+}
+
+impl SelfAttention {
+    /// Attention over `width` channels; `dropout` in `0..1` acts on the attention weights.
+    pub fn new(width: usize, heads: usize, dropout: f64, init: Init, device: &Device) -> Self {
+        let dense = || Dense::new(width, width, init, device);
+        let dropout = DropoutConfig::new(dropout).init();
+        Self { query: dense(), key: dense(), value: dense(), output: dense(), dropout, heads }
+    }
+
+    /// Mixes the tokens. With a cache the tokens are appended to those it has seen.
+    ///
+    /// # Shapes
+    /// `[b, n, d]` to the same.
+    pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible, cache: Option<&mut KeyValueCache>) -> Tensor<3> {
+        let [b, n, d] = x_bnd.dims();
+        let split = |x: Tensor<3>| x.reshape([b, n, self.heads, d / self.heads]).swap_dims(1, 2);
+        let q = split(self.query.forward(x_bnd.clone()));
+        let k = split(self.key.forward(x_bnd.clone()));
+        let v = split(self.value.forward(x_bnd));
+        let (k, v) = match cache {
+            Some(cache) => cache.append(k, v),
+            None => (k, v),
+        };
+        let mixed_bhnd = if self.drops(&q) {
+            self.attend_with_dropout(q, k, v, visible)
+        } else {
+            match visible {
+                Visible::All => smalti_kernels::attention(q, k, v, false, None),
+                // A single new token sees everything before it.
+                Visible::Past => smalti_kernels::attention(q, k, v, n > 1, None),
+                Visible::Except(hidden) => smalti_kernels::attention(q, k, v, false, Some(hidden.clone())),
+            }
+        };
+        self.output.forward(mixed_bhnd.swap_dims(1, 2).reshape([b, n, d]))
+    }
+
+    fn drops(&self, x: &Tensor<4>) -> bool {
+        self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && x.device().is_autodiff()
+    }
+
+    /// The fused operation cannot drop attention weights, so this composes them.
+    fn attend_with_dropout(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, visible: &Visible) -> Tensor<4> {
+        let [_, _, n, d] = q.dims();
+        let seen = k.dims()[2];
+        let scores = (q * (d as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
+        let scores = match visible {
+            Visible::All => scores,
+            Visible::Past => {
+                let offset = seen as i64 - n as i64;
+                let hidden = Tensor::<2, Bool>::tril_mask([n, seen], offset, &scores.device());
+                scores.mask_fill(hidden.unsqueeze::<4>(), f32::NEG_INFINITY)
+            }
+            Visible::Except(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
+        };
+        self.dropout.forward(activation::softmax(scores, 3)).matmul(v)
+    }
+}

@@ -1,0 +1,45 @@
+//! Keys and values of the tokens that a causal model has seen.
+
+use burn::tensor::Tensor;
+
+/// The keys and values of one layer, in memory taken once for the longest sequence.
+#[derive(Debug)]
+pub struct KeyValueCache {
+    keys: Option<Tensor<4>>,
+    values: Option<Tensor<4>>,
+    length: usize,
+    capacity: usize,
+}
+
+impl KeyValueCache {
+    /// An empty cache for at most `capacity` tokens. Memory is taken at the first [`Self::append`].
+    pub fn new(capacity: usize) -> Self {
+        Self { keys: None, values: None, length: 0, capacity }
+    }
+
+    /// Tokens seen.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Adds new tokens and returns the keys and values of all tokens so far.
+    ///
+    /// # Shapes
+    /// `[b, h, new, d]` each to `[b, h, length, d]`. The capacity must not be exceeded.
+    pub fn append(&mut self, keys_bhnd: Tensor<4>, values_bhnd: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let new = keys_bhnd.dims()[2];
+        let keys = write(self.keys.take(), keys_bhnd, self.length, self.capacity);
+        let values = write(self.values.take(), values_bhnd, self.length, self.capacity);
+        self.length += new;
+        let seen = (keys.clone().narrow(2, 0, self.length), values.clone().narrow(2, 0, self.length));
+        (self.keys, self.values) = (Some(keys), Some(values));
+        seen
+    }
+}
+
+/// Writes in place: `memory` is not shared while it is taken out of the cache.
+fn write(memory: Option<Tensor<4>>, new_bhnd: Tensor<4>, first: usize, capacity: usize) -> Tensor<4> {
+    let [b, h, new, d] = new_bhnd.dims();
+    let memory = memory.unwrap_or_else(|| Tensor::zeros([b, h, capacity, d], (&new_bhnd.device(), new_bhnd.dtype())));
+    memory.slice_assign([0..b, 0..h, first..first + new, 0..d], new_bhnd)
+}

@@ -1,0 +1,137 @@
+//! Transformer blocks.
+
+use crate::attention::{SelfAttention, Visible};
+use crate::cache::KeyValueCache;
+use crate::dense::{Dense, TokenNorm};
+use crate::init::Init;
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Device, Tensor, activation};
+
+/// The non-linearity of an [`Mlp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x Phi(x)`, exact.
+    Gelu,
+    /// The approximation of GELU by a hyperbolic tangent.
+    GeluTanh,
+}
+
+impl Activation {
+    /// Applies it to each element.
+    pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Gelu => activation::gelu(x),
+            Self::GeluTanh => activation::gelu_approximate(x),
+        }
+    }
+}
+
+/// Where a block normalises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// Before each branch: `x + f(norm(x))` (GPT-2, ViT).
+    Before,
+    /// After each sum: `norm(x + f(x))` (the first transformer, BERT).
+    After,
+}
+
+/// Two dense layers with a non-linearity between them.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// `[d, hidden]`.
+    pub expand: Dense,
+    /// `[hidden, d]`.
+    pub contract: Dense,
+    /// Between the two.
+    #[module(skip)]
+    pub activation: Activation,
+}
+
+impl Mlp {
+    /// # Shapes
+    /// `[b, n, d]` to the same.
+    pub fn forward(&self, x_bnd: Tensor<3>) -> Tensor<3> {
+        self.contract.forward(self.activation.forward(self.expand.forward(x_bnd)))
+    }
+}
+
+/// Settings of a [`Block`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockConfig {
+    /// Channels of a token.
+    pub width: usize,
+    /// Attention heads; must divide the width.
+    pub heads: usize,
+    /// Channels inside the [`Mlp`].
+    pub hidden: usize,
+    /// Where the norms are.
+    pub norm: NormPlacement,
+    /// Added to the variance in the norms.
+    pub epsilon: f64,
+    /// Of the [`Mlp`].
+    pub activation: Activation,
+    /// Dropout of both branches' outputs, `0..1`.
+    pub dropout: f64,
+    /// Dropout of the attention weights, `0..1`.
+    pub attention_dropout: f64,
+    /// Of all matrices; biases begin at 0.
+    pub init: Init,
+}
+
+impl BlockConfig {
+    /// A block with fresh parameters.
+    pub fn init(&self, device: &Device) -> Block {
+        Block {
+            attention_norm: TokenNorm::new(self.width, self.epsilon, device),
+            attention: SelfAttention::new(self.width, self.heads, self.attention_dropout, self.init, device),
+            mlp_norm: TokenNorm::new(self.width, self.epsilon, device),
+            mlp: Mlp {
+                expand: Dense::new(self.width, self.hidden, self.init, device),
+                contract: Dense::new(self.hidden, self.width, self.init, device),
+                activation: self.activation,
+            },
+            dropout: DropoutConfig::new(self.dropout).init(),
+            norm: self.norm,
+        }
+    }
+}
+
+/// Self-attention and an [`Mlp`], each added to what went in.
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Before the attention, or after its sum.
+    pub attention_norm: TokenNorm,
+    /// Mixes tokens.
+    pub attention: SelfAttention,
+    /// Before the MLP, or after its sum.
+    pub mlp_norm: TokenNorm,
+    /// Works on each token.
+    pub mlp: Mlp,
+    /// Of both branches' outputs, in training.
+    pub dropout: Dropout,
+    /// Where the norms are.
+    #[module(skip)]
+    pub norm: NormPlacement,
+}
+
+impl Block {
+    /// # Shapes
+    /// `[b, n, d]` to the same. With a cache the tokens follow those that it has seen.
+    pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible, cache: Option<&mut KeyValueCache>) -> Tensor<3> {
+        match self.norm {
+            NormPlacement::Before => {
+                let mixed = self.attention.forward(self.attention_norm.forward(x_bnd.clone()), visible, cache);
+                let x = x_bnd + self.dropout.forward(mixed);
+                let changed = self.mlp.forward(self.mlp_norm.forward(x.clone()));
+                x + self.dropout.forward(changed)
+            }
+            NormPlacement::After => {
+                let mixed = self.attention.forward(x_bnd.clone(), visible, cache);
+                let x = self.attention_norm.forward(self.dropout.forward(mixed) + x_bnd);
+                let changed = self.mlp.forward(x.clone());
+                self.mlp_norm.forward(self.dropout.forward(changed) + x)
+            }
+        }
+    }
+}
