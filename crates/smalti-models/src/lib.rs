@@ -13,9 +13,9 @@ pub mod tokenizers;
 
 pub use codes::Codes;
 pub use generators::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorConfig, GeneratorLoss, GeneratorModel, ImageRequest, Known,
-    Request,
+    Condition, ConditionConfig, Generation, Generator, GeneratorConfig, GeneratorLoss, GeneratorModel, ImageRequest,
+    Known, Request,
 };
-pub use sampling::Sampling;
 pub use quantizers::Quantizer;
+pub use sampling::Sampling;
 pub use tokenizers::Tokenizer;

@@ -3,7 +3,9 @@
 //! As in VQGAN's second stage (arXiv 2012.09841, the minGPT network) with its own table for the condition, as in LlamaGen
 //! (arXiv 2406.06525): the condition's tokens come first, and the last of them predicts the first image token.
 
-use super::{Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, Size, check_batch, request::upload};
+use super::{
+    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, Size, check_batch, request::upload,
+};
 use crate::Codes;
 use crate::sampling::{Draws, Sampling, Seeded, filter, guide, to_host};
 use burn::module::Module;

@@ -5,7 +5,9 @@
 //! for image tokens, classes and the mask, tied to the output. A dropped class is the mask in the class's place. Captions,
 //! which the official model does not have, come first, with a table of their own.
 
-use super::{Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, Size, check_batch, request::upload};
+use super::{
+    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, Size, check_batch, request::upload,
+};
 use crate::Codes;
 use crate::sampling::{Draws, Sampling, Schedule, Seeded, filter, guide, log_sum_exp, to_host};
 use burn::module::{Module, Param};

@@ -123,12 +123,7 @@ impl GeneratorModel {
     ///
     /// # Errors
     /// [`Error::Invalid`] if shapes differ from the spec's or a condition does not fit.
-    pub fn loss(
-        &self,
-        codes: Tensor<2, Int>,
-        conditions: &[Condition],
-        stream: &mut Stream,
-    ) -> Result<GeneratorLoss> {
+    pub fn loss(&self, codes: Tensor<2, Int>, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
         match self {
             Self::Gpt(model) => model.loss(codes, conditions, stream),
             Self::MaskGit(model) => model.loss(codes, conditions, stream),

@@ -119,5 +119,5 @@ pub fn guide<const D: usize>(logits: Tensor<D>, guidance: f32) -> Tensor<D> {
 
 /// Reads logits from their device, which waits for it.
 pub(crate) fn to_host<const D: usize>(logits: Tensor<D>) -> Vec<f32> {
-    logits.into_data().convert::<f32>().into_vec().unwrap_or_default()
+    logits.into_data().convert::<f32>().try_into_vec().unwrap_or_default()
 }

@@ -62,16 +62,20 @@ impl TryFrom<String> for Schedule {
     type Error = Error;
 
     fn try_from(name: String) -> Result<Self, Error> {
-        let exponent = name.strip_prefix("pow").and_then(|x| x.parse::<f32>().ok()).filter(|x| *x > 0.0 && x.is_finite());
+        let exponent =
+            name.strip_prefix("pow").and_then(|x| x.parse::<f32>().ok()).filter(|x| *x > 0.0 && x.is_finite());
         match (name.as_str(), exponent) {
             ("cosine", _) => Ok(Self::Cosine),
             ("uniform", _) => Ok(Self::Uniform),
             ("log", _) => Ok(Self::Log),
             ("exp", _) => Ok(Self::Exp),
             (_, Some(exponent)) => Ok(Self::Pow(exponent)),
-            _ => {
-                Err(Error::unknown("mask schedule", "name", name, ["cosine", "uniform", "log", "exp", "pow2", "pow0.5"]))
-            }
+            _ => Err(Error::unknown(
+                "mask schedule",
+                "name",
+                name,
+                ["cosine", "uniform", "log", "exp", "pow2", "pow0.5"],
+            )),
         }
     }
 }
