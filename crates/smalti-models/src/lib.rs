@@ -9,6 +9,7 @@ pub mod generators;
 pub mod losses;
 pub mod quantizers;
 pub mod sampling;
+pub mod systems;
 pub mod tokenizers;
 
 pub use codes::Codes;

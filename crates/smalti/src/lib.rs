@@ -1,1 +1,16 @@
-//! smalti
+//! The engine: what every front end calls.
+//!
+//! One file for each verb. A verb is told what was typed (`XArgs`); `plan` resolves and checks everything before a weight is read, and
+//! gives an `XPlan` that can be shown; `run` does it and gives an `XOutcome`.
+
+pub mod settings;
+pub mod systems;
+
+pub use settings::Settings;
+pub use smalti_base as base;
+pub use smalti_base::{Error, Progress, Result};
+pub use smalti_data as data;
+pub use smalti_eval as eval;
+pub use smalti_models as models;
+pub use smalti_nn as nn;
+pub use smalti_train as train_library;

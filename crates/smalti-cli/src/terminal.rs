@@ -1,0 +1,159 @@
+//! Progress on a terminal, as lines elsewhere, or not at all.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use smalti::Progress;
+use std::cell::RefCell;
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Without a terminal a line is written at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How much is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    Hidden,
+    Lines,
+    Bar,
+}
+
+/// Shows progress on standard error, and knows whether the user asked to stop.
+pub struct Terminal {
+    style: Style,
+    every: Duration,
+    work: RefCell<Option<Work>>,
+    stop: Arc<AtomicBool>,
+}
+
+struct Work {
+    what: String,
+    total: u64,
+    unit: &'static str,
+    begun: Instant,
+    shown: Option<Instant>,
+    bar: Option<ProgressBar>,
+}
+
+impl Terminal {
+    /// Progress as a bar if standard error is a terminal, else as lines (all of them if `verbose`); nothing if `quiet`.
+    pub fn new(quiet: bool, verbose: bool, stop: Arc<AtomicBool>) -> Self {
+        let style = match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Style::Hidden,
+            (false, true) => Style::Bar,
+            (false, false) => Style::Lines,
+        };
+        let every = if verbose { Duration::ZERO } else { LINE_EVERY };
+        Self { style, every, work: RefCell::new(None), stop }
+    }
+
+    fn line(&self, text: &str) {
+        let bar = self.work.borrow().as_ref().and_then(|work| work.bar.clone());
+        match (self.style, bar) {
+            (Style::Hidden, _) => {}
+            (_, Some(bar)) => bar.println(text),
+            // Nothing can be done if standard error is gone.
+            (_, None) => drop(writeln!(std::io::stderr(), "{text}")),
+        }
+    }
+}
+
+impl Work {
+    /// `training: 120/500 steps (24%), 3.1 steps/s, 2m left, loss 0.12`.
+    fn describe(&self, done: u64, note: &str) -> String {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let rate = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
+        let mut text = format!("{}: {done}", self.what);
+        if self.total > 0 {
+            text += &format!("/{} {} ({}%)", self.total, self.unit, done * 100 / self.total);
+        } else {
+            text += &format!(" {}", self.unit);
+        }
+        if rate > 0.0 {
+            text += &format!(", {rate:.1} {}/s", self.unit);
+        }
+        if rate > 0.0 && self.total > done {
+            text += &format!(", {} left", duration((self.total - done) as f64 / rate));
+        }
+        if !note.is_empty() {
+            text += &format!(", {note}");
+        }
+        text
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+fn bar(what: &str, total: u64, unit: &str) -> ProgressBar {
+    let (length, template) = match total {
+        0 => (None, format!("{{msg}} {{spinner}} {{pos}} {unit} {{per_sec}} {{prefix}}")),
+        n => (Some(n), format!("{{msg}} {{bar:30}} {{pos}}/{{len}} {unit} {{per_sec}} eta {{eta}} {{prefix}}")),
+    };
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(&template) {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_string());
+    bar
+}
+
+impl Progress for Terminal {
+    fn begin(&self, what: &str, total: u64, unit: &'static str) {
+        self.end();
+        let bar = (self.style == Style::Bar).then(|| bar(what, total, unit));
+        let work = Work { what: what.to_string(), total, unit, begun: Instant::now(), shown: None, bar };
+        *self.work.borrow_mut() = Some(work);
+    }
+
+    fn advance(&self, done: u64, note: &str) {
+        let mut slot = self.work.borrow_mut();
+        let Some(work) = slot.as_mut() else { return };
+        if let Some(bar) = &work.bar {
+            bar.set_prefix(note.to_string());
+            bar.set_position(done);
+            return;
+        }
+        let last = work.total > 0 && done >= work.total;
+        let due = last || work.shown.unwrap_or(work.begun).elapsed() >= self.every;
+        if self.style == Style::Lines && due {
+            work.shown = Some(Instant::now());
+            let _ = writeln!(std::io::stderr(), "{}", work.describe(done, note));
+        }
+    }
+
+    fn end(&self) {
+        if let Some(Work { bar: Some(bar), .. }) = self.work.borrow_mut().take() {
+            bar.finish();
+        }
+    }
+
+    fn say(&self, line: &str) {
+        self.line(line);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// A flag that Ctrl-C or SIGTERM sets; the second one ends the process at once.
+pub fn stop_flag() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The order matters: the shutdown looks at the flag before this signal sets it.
+        let registered = signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()));
+        if let Err(error) = registered {
+            let _ = writeln!(std::io::stderr(), "warning: Ctrl-C will not be handled: {error}");
+        }
+    }
+    flag
+}

@@ -1,0 +1,87 @@
+//! The table of what exists, one line for each arm of the configuration enums. Help texts and the documentation read it.
+
+use serde::Serialize;
+
+/// What a system is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Image to tokens and back.
+    Tokenizer,
+    /// The step inside a tokenizer that makes latents discrete.
+    Quantizer,
+    /// Condition to tokens.
+    Generator,
+}
+
+impl Role {
+    /// The role's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tokenizer => "tokenizer",
+            Self::Quantizer => "quantizer",
+            Self::Generator => "generator",
+        }
+    }
+}
+
+/// One system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct System {
+    /// What it is for.
+    pub role: Role,
+    /// Its name in configurations, `kind = "..."`.
+    pub kind: &'static str,
+    /// The arXiv number of its paper.
+    pub arxiv: &'static str,
+    /// The layouts of its tokens.
+    pub tokens: &'static str,
+    /// What it is, in a line.
+    pub about: &'static str,
+}
+
+/// All systems, in the order of the roles.
+pub const SYSTEMS: &[System] = &[
+    System {
+        role: Role::Tokenizer,
+        kind: "vqgan",
+        arxiv: "2012.09841",
+        tokens: "grid",
+        about: "convolutional autoencoder with a codebook (VQGAN)",
+    },
+    System {
+        role: Role::Tokenizer,
+        kind: "vit",
+        arxiv: "2110.04627",
+        tokens: "grid",
+        about: "vision transformer autoencoder with a codebook (ViT-VQGAN)",
+    },
+    System {
+        role: Role::Quantizer,
+        kind: "vq",
+        arxiv: "1711.00937",
+        tokens: "one code a place",
+        about: "learned codebook: by gradient or moving averages, l2 or cosine, k-means start, dead codes revived",
+    },
+    System {
+        role: Role::Quantizer,
+        kind: "fsq",
+        arxiv: "2309.15505",
+        tokens: "one code a place",
+        about: "finite scalar quantization: each channel rounded to a few levels, no codebook to learn",
+    },
+    System {
+        role: Role::Generator,
+        kind: "gpt",
+        arxiv: "2012.09841",
+        tokens: "grid, sequence",
+        about: "decoder-only transformer, one token after the other in raster order",
+    },
+    System {
+        role: Role::Generator,
+        kind: "maskgit",
+        arxiv: "2202.04200",
+        tokens: "grid, sequence",
+        about: "bidirectional transformer, masked tokens decoded in parallel, the surest first (MaskGIT)",
+    },
+];

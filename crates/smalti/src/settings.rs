@@ -1,0 +1,39 @@
+//! What every verb can be told.
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use smalti_base::{Result, device};
+
+/// Settings that all verbs share.
+///
+/// The argument types of this crate carry clap's derive, so that a flag is declared once, with its help, for every front end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where to compute: cpu, or for example cuda, cuda:1, vulkan in a build with that feature [default: the best of the build]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Seed of all random draws; image i of several uses seed + i [default: 0, or the recipe's]
+    #[arg(long, global = true, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Number of threads [default: one for each core]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+impl Settings {
+    /// The name of the device that is meant.
+    ///
+    /// # Errors
+    /// As [`device::open`].
+    pub fn device_name(&self) -> Result<String> {
+        let best = || device::known().first().copied().unwrap_or("cpu").to_string();
+        let name = self.device.clone().unwrap_or_else(best);
+        device::open(&name).map(|_: Device| name)
+    }
+
+    /// The seed, 0 if none was given.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
+    }
+}
