@@ -1,9 +1,22 @@
 //! Quantizers: latents to codes and back.
 //!
 //! All quantizers share one signature, and none changes itself in a forward pass: what a training step saw comes back as
-//! [`Stats`] and is applied by an explicit [`Quantizer::update`].
+//! [`Stats`] and is applied by an explicit [`QuantizerModel::update`] after the optimiser's step.
 
-use burn::tensor::{Int, Tensor};
+pub mod codebook;
+pub mod fsq;
+pub mod usage;
+pub mod vq;
+
+pub use codebook::UpdateReport;
+pub use fsq::{Fsq, FsqConfig};
+pub use usage::Usage;
+pub use vq::{Vq, VqConfig};
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Result, rng::Stream};
 
 /// What a quantizer returns in training.
 #[derive(Clone, Debug)]
@@ -14,7 +27,7 @@ pub struct Quantized {
     pub codes: Tensor<2, Int>,
     /// The quantizer's own loss, a tensor of one element: commitment and codebook terms, weighted. `None` if it has none.
     pub loss: Option<Tensor<1>>,
-    /// What [`Quantizer::update`] needs, detached.
+    /// What [`QuantizerModel::update`] needs, detached.
     pub stats: Stats,
 }
 
@@ -35,8 +48,111 @@ pub trait Quantizer {
     fn channels(&self) -> usize;
     /// Codes `[b, h * w]`, in raster order, of latents `[b, c, h, w]`.
     fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int>;
-    /// Quantized latents `[b, c, h, w]` of codes `[b, h * w]`.
+    /// Quantized latents `[b, c, h, w]` of codes `[b, h * w]`, each in `0..vocabulary`.
     fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4>;
     /// The training pass: differentiable quantized latents, codes, loss and statistics.
     fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized;
+}
+
+/// The quantizers by name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum QuantizerConfig {
+    /// A table of code vectors.
+    Vq(VqConfig),
+    /// Finite scalar quantization.
+    Fsq(FsqConfig),
+}
+
+impl QuantizerConfig {
+    /// Makes the quantizer. Its first parameters are drawn here, from the device's generator.
+    ///
+    /// # Errors
+    /// [`smalti_base::Error::Invalid`] if a setting is out of range.
+    pub fn init(&self, device: &Device) -> Result<QuantizerModel> {
+        Ok(match self {
+            Self::Vq(config) => QuantizerModel::Vq(config.init(device)?),
+            Self::Fsq(config) => QuantizerModel::Fsq(config.init(device)?),
+        })
+    }
+
+    /// Number of codes.
+    pub fn vocabulary(&self) -> usize {
+        match self {
+            Self::Vq(config) => config.codes,
+            Self::Fsq(config) => config.levels.iter().product(),
+        }
+    }
+
+    /// Channels of the latents that go in and come out.
+    pub fn channels(&self) -> usize {
+        match self {
+            Self::Vq(config) => config.channels,
+            Self::Fsq(config) => config.channels,
+        }
+    }
+}
+
+/// A quantizer of any kind.
+#[derive(Module, Debug)]
+pub enum QuantizerModel {
+    /// A table of code vectors.
+    Vq(Vq),
+    /// Finite scalar quantization.
+    Fsq(Fsq),
+}
+
+impl QuantizerModel {
+    /// Applies what a training step did to the codebook: k-means start, moving averages, revival of dead codes. Call it once
+    /// after each optimiser step, with random numbers named by that step.
+    pub fn update(self, stats: &Stats, step: u64, rng: &mut Stream) -> (Self, UpdateReport) {
+        match self {
+            Self::Vq(vq) => {
+                let (vq, report) = vq.update(stats, step, rng);
+                (Self::Vq(vq), report)
+            }
+            Self::Fsq(fsq) => (Self::Fsq(fsq), UpdateReport::default()),
+        }
+    }
+
+    fn arm(&self) -> &dyn Quantizer {
+        match self {
+            Self::Vq(vq) => vq,
+            Self::Fsq(fsq) => fsq,
+        }
+    }
+}
+
+impl Quantizer for QuantizerModel {
+    fn vocabulary(&self) -> usize {
+        self.arm().vocabulary()
+    }
+
+    fn channels(&self) -> usize {
+        self.arm().channels()
+    }
+
+    fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int> {
+        self.arm().encode(latents_bchw)
+    }
+
+    fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4> {
+        self.arm().decode(codes, h, w)
+    }
+
+    fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
+        self.arm().train_forward(latents_bchw)
+    }
+}
+
+/// Latents `[b, c, h, w]` as rows `[b * h * w, c]` in raster order.
+pub(crate) fn to_rows(latents_bchw: Tensor<4>) -> Tensor<2> {
+    let [b, c, h, w] = latents_bchw.dims();
+    latents_bchw.permute([0, 2, 3, 1]).reshape([b * h * w, c])
+}
+
+/// Rows `[b * h * w, c]` as latents `[b, c, h, w]`.
+pub(crate) fn from_rows(rows_nc: Tensor<2>, b: usize, h: usize, w: usize) -> Tensor<4> {
+    let [_, c] = rows_nc.dims();
+    rows_nc.reshape([b, h, w, c]).permute([0, 3, 1, 2])
 }
