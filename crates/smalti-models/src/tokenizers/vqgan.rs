@@ -1,0 +1,181 @@
+//! VQGAN: a convolutional autoencoder around a quantizer ("Taming Transformers for High-Resolution Image Synthesis",
+//! arXiv 2012.09841). Field names are the keys of the official checkpoints.
+
+use crate::quantizers::{Quantizer, QuantizerConfig, QuantizerModel};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Layout, Result, TokenSpec};
+use smalti_nn::{Conv, ConvAutoencoderConfig, ConvDecoder, ConvEncoder, Shortcut};
+
+/// Settings of a [`Vqgan`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VqganConfig {
+    /// Side of the images in pixels.
+    pub image_size: usize,
+    /// Channels of the images that go in.
+    #[serde(default = "rgb")]
+    pub in_channels: usize,
+    /// Channels of the images that come out.
+    #[serde(default = "rgb")]
+    pub out_channels: usize,
+    /// Channels of the finest level are `ch * ch_mult[0]`.
+    pub ch: usize,
+    /// Channels of each level, fine to coarse; the side halves from one to the next.
+    pub ch_mult: Vec<usize>,
+    /// Residual blocks per level; the decoder has one more.
+    pub num_res_blocks: usize,
+    /// Sides of feature maps with attention after each block.
+    #[serde(default)]
+    pub attn_resolutions: Vec<usize>,
+    /// Whether the middle has attention.
+    #[serde(default = "yes")]
+    pub mid_attention: bool,
+    /// Dropout inside residual blocks.
+    #[serde(default)]
+    pub dropout: f64,
+    /// Channels between the convolutional networks and the 1x1 convolutions around the quantizer.
+    pub z_channels: usize,
+    /// Channels of the quantizer.
+    pub embed_dim: usize,
+    /// Groups of the normalisations, at most as many as channels.
+    #[serde(default = "groups")]
+    pub norm_groups: usize,
+    /// Added to variances.
+    #[serde(default = "epsilon")]
+    pub norm_epsilon: f64,
+    /// Whether halving and doubling have a convolution.
+    #[serde(default = "yes")]
+    pub resamp_with_conv: bool,
+    /// Shortcut of blocks that change the number of channels.
+    #[serde(default)]
+    pub shortcut: Shortcut,
+    /// What turns latents into codes.
+    pub quantizer: QuantizerConfig,
+}
+
+fn rgb() -> usize {
+    3
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn groups() -> usize {
+    32
+}
+
+fn epsilon() -> f64 {
+    1e-6
+}
+
+impl VqganConfig {
+    /// The tokens that the model makes: a square grid of `image_size / 2^(levels - 1)`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the numbers do not fit each other.
+    pub fn spec(&self) -> Result<TokenSpec> {
+        let autoencoder = self.autoencoder();
+        autoencoder.check(PLACE)?;
+        let channels = self.quantizer.channels();
+        if self.embed_dim != channels {
+            let problem = format!("embed_dim is {}, but the quantizer has {channels} channels", self.embed_dim);
+            return Err(Error::invalid(PLACE, problem));
+        }
+        let side = autoencoder.latent_size();
+        Ok(TokenSpec {
+            layout: Layout::Grid { h: side, w: side },
+            vocabulary: self.quantizer.vocabulary(),
+            image_size: (self.image_size, self.image_size),
+        })
+    }
+
+    /// A model with fresh weights.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the numbers do not fit each other.
+    pub fn init(&self, device: &Device) -> Result<Vqgan> {
+        let spec = self.spec()?;
+        let autoencoder = self.autoencoder();
+        Ok(Vqgan {
+            encoder: autoencoder.encoder(device),
+            quant_conv: Conv::new(self.z_channels, self.embed_dim, 1, device),
+            quantize: self.quantizer.init(device)?,
+            post_quant_conv: Conv::new(self.embed_dim, self.z_channels, 1, device),
+            decoder: autoencoder.decoder(device),
+            spec,
+        })
+    }
+
+    fn autoencoder(&self) -> ConvAutoencoderConfig {
+        ConvAutoencoderConfig {
+            image_size: self.image_size,
+            in_channels: self.in_channels,
+            out_channels: self.out_channels,
+            ch: self.ch,
+            ch_mult: self.ch_mult.clone(),
+            num_res_blocks: self.num_res_blocks,
+            attn_resolutions: self.attn_resolutions.clone(),
+            mid_attention: self.mid_attention,
+            dropout: self.dropout,
+            z_channels: self.z_channels,
+            norm_groups: self.norm_groups,
+            norm_epsilon: self.norm_epsilon,
+            resamp_with_conv: self.resamp_with_conv,
+            shortcut: self.shortcut,
+        }
+    }
+}
+
+const PLACE: &str = "tokenizer (vqgan)";
+
+/// The autoencoder with its quantizer. Images are in -1..1.
+#[derive(Module, Debug)]
+pub struct Vqgan {
+    /// Images to `z_channels`.
+    pub encoder: ConvEncoder,
+    /// `z_channels` to `embed_dim`, 1x1.
+    pub quant_conv: Conv,
+    /// Latents to codes and back.
+    pub quantize: QuantizerModel,
+    /// `embed_dim` to `z_channels`, 1x1.
+    pub post_quant_conv: Conv,
+    /// `z_channels` to images.
+    pub decoder: ConvDecoder,
+    #[module(skip)]
+    spec: TokenSpec,
+}
+
+impl Vqgan {
+    /// The tokens of the model.
+    pub fn spec(&self) -> &TokenSpec {
+        &self.spec
+    }
+
+    /// Images `[b, in_channels, h, w]` to latents `[b, embed_dim, h / f, w / f]` before quantization.
+    pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
+        self.quant_conv.forward(self.encoder.forward(images_bchw))
+    }
+
+    /// Quantized latents `[b, embed_dim, h, w]` to what the decoder's last convolution sees, `[b, ch, h * f, w * f]`.
+    pub fn features(&self, latents_bchw: Tensor<4>) -> Tensor<4> {
+        self.decoder.features(self.post_quant_conv.forward(latents_bchw))
+    }
+
+    /// The decoder's last convolution: `[b, ch, h, w]` to images `[b, out_channels, h, w]`, not clamped.
+    pub fn to_pixels(&self, features_bchw: Tensor<4>) -> Tensor<4> {
+        self.decoder.conv_out.forward(features_bchw)
+    }
+
+    /// Weight of the last layer, `[out_channels, ch, 3, 3]`.
+    pub fn last_weight(&self) -> Tensor<4> {
+        self.decoder.conv_out.weight.val()
+    }
+
+    /// Codes `[b, h * w]` of images.
+    pub fn encode(&self, images_bchw: Tensor<4>) -> Tensor<2, burn::tensor::Int> {
+        self.quantize.encode(self.latents(images_bchw))
+    }
+}
