@@ -1,0 +1,118 @@
+//! Image files to RGB, never past the limits.
+//!
+//! PNG (palette, grey, 16-bit and alpha too), JPEG, WebP, GIF and BMP. Of an animation the first frame counts. EXIF rotation
+//! is applied. 16-bit channels are rounded to 8. Transparency is composited on the background that the caller states.
+
+use super::Image;
+use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Result, files};
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+/// File name extensions that are taken for images, in lower case.
+pub const EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+
+/// What an image may cost. An image past a limit is an error before its pixels are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most pixels of one image.
+    pub pixels: u64,
+    /// Most bytes of one image file.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    /// 64 million pixels and 256 MiB.
+    fn default() -> Self {
+        Self { pixels: 64_000_000, bytes: 256 << 20 }
+    }
+}
+
+/// Reads an image file.
+///
+/// # Errors
+/// [`Error::Io`], or as [`decode`].
+pub fn open(path: &Path, background: [u8; 3], limits: &Limits) -> Result<Image> {
+    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+    check_bytes(size, &path.display().to_string(), limits)?;
+    decode(&files::read(path)?, &path.display().to_string(), background, limits)
+}
+
+/// Decodes an image; `name` (a path or key) is named in errors.
+///
+/// # Errors
+/// [`Error::Invalid`] if the bytes are no image of a known kind, are cut off or damaged, or pass a limit.
+pub fn decode(bytes: &[u8], name: &str, background: [u8; 3], limits: &Limits) -> Result<Image> {
+    let decoded = decode_any(bytes, name, limits)?;
+    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
+    let pixels = match decoded.color().has_alpha() {
+        false => decoded.into_rgb8().into_raw(),
+        true => composite(&decoded.into_rgba8().into_raw(), background),
+    };
+    Image::new(width, height, pixels)
+}
+
+pub(super) fn decode_any(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicImage> {
+    check_bytes(bytes.len() as u64, name, limits)?;
+    // The decoders are other people's code: a panic in one of them is a damaged image, not the end of the program.
+    catch_unwind(AssertUnwindSafe(|| decode_bounded(bytes, name, limits)))
+        .unwrap_or_else(|_| Err(Error::invalid(name, "the image is damaged: its decoder gave up")))
+}
+
+fn decode_bounded(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicImage> {
+    let broken = |e: ::image::ImageError| Error::invalid(name, format!("cannot be decoded: {e}"));
+    let mut reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|e| Error::invalid(name, format!("cannot be decoded: {e}")))?;
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, WebP};
+    if !matches!(reader.format(), Some(Png | Jpeg | WebP | Gif | Bmp)) {
+        let what = if bytes.is_empty() { "the file is empty" } else { "not an image of a known kind" };
+        return Err(Error::invalid_hint(name, what, "PNG, JPEG, WebP, GIF and BMP can be read"));
+    }
+    // 8 bytes hold the widest pixel, RGBA with 16 bits; the rest is for the decoder's own tables.
+    let memory = limits.pixels.saturating_mul(8).saturating_add(64 << 20);
+    let mut bounds = ::image::Limits::default();
+    bounds.max_alloc = Some(memory);
+    reader.limits(bounds.clone());
+    let mut decoder = reader.into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > limits.pixels {
+        return Err(Error::invalid_hint(
+            name,
+            format!("{width}x{height} is {pixels} pixels, the limit is {}", limits.pixels),
+            "raise `limits.pixels` if the image is meant to be so large",
+        ));
+    }
+    if pixels == 0 {
+        return Err(Error::invalid(name, format!("an image of {width}x{height} has no pixels")));
+    }
+    bounds.reserve(decoder.total_bytes()).map_err(broken)?;
+    decoder.set_limits(bounds).map_err(broken)?;
+    let orientation = decoder.orientation().unwrap_or(::image::metadata::Orientation::NoTransforms);
+    let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    decoded.apply_orientation(orientation);
+    Ok(decoded)
+}
+
+fn check_bytes(size: u64, name: &str, limits: &Limits) -> Result<()> {
+    match size > limits.bytes {
+        true => Err(Error::invalid(name, format!("the file has {size} bytes, the limit is {}", limits.bytes))),
+        false => Ok(()),
+    }
+}
+
+fn composite(rgba: &[u8], background: [u8; 3]) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(rgba.len() / 4 * 3);
+    for [colour @ .., alpha] in rgba.as_chunks::<4>().0 {
+        let alpha = u32::from(*alpha);
+        for (front, back) in colour.iter().zip(background) {
+            let sum = u32::from(*front) * alpha + u32::from(back) * (255 - alpha);
+            rgb.push(((sum + 127) / 255) as u8);
+        }
+    }
+    rgb
+}

@@ -1,0 +1,378 @@
+//! Batches of images, decoded and transformed ahead of their use on worker threads, always in the same order.
+//!
+//! What a batch holds is a function of (data set, seed, position) alone: the order of an epoch is drawn from (seed, epoch), what
+//! happens to an image from (seed, epoch, image). Workers and batch size change nothing, and the position, counted in samples,
+//! is all the state there is: a run goes on where it stopped.
+
+use crate::datasets::{About, Dataset};
+use crate::image::Limits;
+use crate::transforms::Pipeline;
+use smalti_base::{Error, Result, Rng};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Images in a row that may be unusable before training gives up.
+const MOST_BAD: usize = 256;
+/// Names the stream that draws an epoch's order; no image has this number.
+const ORDER: u64 = u64::MAX;
+
+/// How images become batches.
+#[derive(Clone, Debug)]
+pub struct LoaderConfig {
+    /// Images in a batch.
+    pub batch: usize,
+    /// From a decoded image to what the model sees; must fix the size.
+    pub pipeline: Pipeline,
+    /// Colour behind transparent pixels.
+    pub background: [u8; 3],
+    /// What one image may cost.
+    pub limits: Limits,
+    /// Worker threads.
+    pub workers: usize,
+    /// Batches that may be ready or in work at once. Memory: `ahead * batch * 3 * height * width * 4` bytes, and one decoded image
+    /// per worker.
+    pub ahead: usize,
+}
+
+impl LoaderConfig {
+    /// A data section's settings, one worker per core (at most 8), two batches ahead per worker.
+    ///
+    /// # Errors
+    /// As [`Pipeline::new`].
+    pub fn new(data: &crate::DataConfig, batch: usize) -> Result<Self> {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let pipeline = data.pipeline()?;
+        let (background, limits) = (data.background, data.limits);
+        Ok(Self { batch, pipeline, background, limits, workers, ahead: 2 * workers })
+    }
+}
+
+/// Images of one batch on the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ImageBatch {
+    /// Number of each image in the data set.
+    pub indices: Vec<usize>,
+    /// Name of each image.
+    pub keys: Vec<String>,
+    /// `[batch, 3, height, width]` in -1..1.
+    pub pixels: Vec<f32>,
+    /// Rows of each image.
+    pub height: usize,
+    /// Columns of each image.
+    pub width: usize,
+    /// Class of each image.
+    pub labels: Vec<Option<u32>>,
+    /// Caption of each image.
+    pub texts: Vec<Option<String>>,
+}
+
+impl ImageBatch {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+}
+
+/// An image that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its number in the data set.
+    pub index: usize,
+    /// Its name.
+    pub key: String,
+    /// Why.
+    pub error: String,
+}
+
+/// The order in which training sees numbered things: every epoch a new one, drawn from (seed, epoch).
+#[derive(Debug)]
+pub struct Order {
+    rng: Rng,
+    len: usize,
+    epochs: Mutex<BTreeMap<u64, Arc<Vec<usize>>>>,
+}
+
+impl Order {
+    /// The order of `len` things. With none, every position is 0.
+    pub fn new(seed: u64, len: usize) -> Self {
+        Self { rng: Rng::new(seed), len, epochs: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Epoch and number of the thing at a position, counted from the very start.
+    pub fn at(&self, position: u64) -> (u64, usize) {
+        let len = self.len.max(1) as u64;
+        let (epoch, place) = (position / len, (position % len) as usize);
+        (epoch, self.epoch(epoch).get(place).copied().unwrap_or(0))
+    }
+
+    /// The whole order of an epoch.
+    pub fn epoch(&self, epoch: u64) -> Arc<Vec<usize>> {
+        let mut epochs = lock(&self.epochs);
+        let order =
+            epochs.entry(epoch).or_insert_with(|| Arc::new(self.rng.stream(ORDER, epoch).permutation(self.len)));
+        let order = Arc::clone(order);
+        // Two epochs meet in a batch; older ones are drawn again if they are ever asked for.
+        while epochs.len() > 2 {
+            epochs.pop_first();
+        }
+        order
+    }
+}
+
+/// An iterator of batches.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    next: u64,
+    finished: bool,
+}
+
+impl Loader {
+    /// Training: no end, each epoch in its own order, from sample `start` on. An image that cannot be used is replaced by the next
+    /// usable one of the epoch's order.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the data set is empty, `batch` is 0 or the transforms do not fix the size.
+    pub fn new(dataset: Arc<dyn Dataset>, config: LoaderConfig, seed: u64, start: u64) -> Result<Self> {
+        let order = Order::new(seed, dataset.len());
+        Self::start(dataset, config, Mode::Endless { order, start }, Rng::new(seed))
+    }
+
+    /// Evaluation: every image once, in the data set's order, from image `start` on; random transforms are those of epoch 0. An image
+    /// that cannot be used is left out of its batch.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub fn ordered(dataset: Arc<dyn Dataset>, config: LoaderConfig, seed: u64, start: usize) -> Result<Self> {
+        Self::start(dataset, config, Mode::Once { start }, Rng::new(seed))
+    }
+
+    fn start(dataset: Arc<dyn Dataset>, config: LoaderConfig, mode: Mode, rng: Rng) -> Result<Self> {
+        if dataset.is_empty() || config.batch == 0 {
+            return Err(Error::file(
+                dataset.path(),
+                format!("{} images in batches of {}", dataset.len(), config.batch),
+            ));
+        }
+        let Some(size) = config.pipeline.size() else {
+            return Err(Error::invalid_hint(
+                "transforms",
+                "images would differ in size, so they cannot be batched",
+                "add for example { kind = \"center_crop\", size = 64 }",
+            ));
+        };
+        let workers = config.workers.max(1);
+        let queue = Mutex::new(Queue::default());
+        let skipped = Mutex::new(BTreeMap::new());
+        let shared =
+            Shared { dataset, config, mode, rng, size, queue, ready: Condvar::new(), room: Condvar::new(), skipped };
+        let shared = Arc::new(shared);
+        let mut loader = Self { shared: Arc::clone(&shared), threads: Vec::new(), next: 0, finished: false };
+        for number in 0..workers {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new().name(format!("loader-{number}")).spawn(move || shared.work());
+            loader.threads.push(thread.map_err(|e| Error::invalid("loader", format!("no worker thread: {e}")))?);
+        }
+        Ok(loader)
+    }
+
+    /// The first sample that has not been handed out: where a loader must start to go on from here.
+    pub fn position(&self) -> u64 {
+        let start = match &self.shared.mode {
+            Mode::Endless { start, .. } => *start,
+            Mode::Once { start } => *start as u64,
+        };
+        start.saturating_add(self.next.saturating_mul(self.shared.config.batch as u64))
+    }
+
+    /// The images that could not be used so far, each once. Workers are ahead, so some may belong to later batches.
+    pub fn skipped(&self) -> Vec<Skipped> {
+        lock(&self.shared.skipped).values().cloned().collect()
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Result<ImageBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.finished {
+            let mut queue = lock(&self.shared.queue);
+            let result = loop {
+                match queue.done.remove(&self.next) {
+                    Some(result) => break result,
+                    None => queue = self.shared.ready.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                }
+            };
+            queue.taken += 1;
+            drop(queue);
+            self.shared.room.notify_all();
+            match result {
+                Ok(None) => self.finished = true,
+                Ok(Some(batch)) => {
+                    self.next += 1;
+                    // All its images were left out.
+                    if !batch.is_empty() {
+                        return Some(Ok(batch));
+                    }
+                }
+                Err(error) => {
+                    self.finished = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).stop = true;
+        self.shared.room.notify_all();
+        for thread in self.threads.drain(..) {
+            // A worker catches its panics; there is nothing to report here.
+            let _ = thread.join();
+        }
+    }
+}
+
+enum Mode {
+    Endless { order: Order, start: u64 },
+    Once { start: usize },
+}
+
+/// Batches between the workers and the iterator. `None` in `done` is the end.
+#[derive(Default)]
+struct Queue {
+    begun: u64,
+    taken: u64,
+    done: BTreeMap<u64, Result<Option<ImageBatch>>>,
+    stop: bool,
+}
+
+struct Shared {
+    dataset: Arc<dyn Dataset>,
+    config: LoaderConfig,
+    mode: Mode,
+    rng: Rng,
+    size: (usize, usize),
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    room: Condvar,
+    skipped: Mutex<BTreeMap<usize, Skipped>>,
+}
+
+impl Shared {
+    fn work(&self) {
+        let ahead = self.config.ahead.max(1) as u64;
+        loop {
+            let mut queue = lock(&self.queue);
+            while !queue.stop && queue.begun >= queue.taken + ahead {
+                queue = self.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            if queue.stop {
+                return;
+            }
+            let number = queue.begun;
+            queue.begun += 1;
+            drop(queue);
+            let result = catch_unwind(AssertUnwindSafe(|| self.batch(number))).unwrap_or_else(|panic| {
+                Err(Error::file(self.dataset.path(), format!("a loader thread failed: {}", panic_text(panic.as_ref()))))
+            });
+            lock(&self.queue).done.insert(number, result);
+            self.ready.notify_all();
+        }
+    }
+
+    fn batch(&self, number: u64) -> Result<Option<ImageBatch>> {
+        let size = self.config.batch;
+        let first = number.saturating_mul(size as u64);
+        let (height, width) = self.size;
+        let mut batch = ImageBatch { height, width, ..ImageBatch::default() };
+        batch.pixels.reserve(size.min(self.dataset.len()).saturating_mul(3 * height * width));
+        match &self.mode {
+            Mode::Endless { order, start } => {
+                for position in start.saturating_add(first)..start.saturating_add(first).saturating_add(size as u64) {
+                    self.usable(order, position, &mut batch)?;
+                }
+            }
+            Mode::Once { start } => {
+                let begin = start.saturating_add(usize::try_from(first).unwrap_or(usize::MAX));
+                if begin >= self.dataset.len() {
+                    return Ok(None);
+                }
+                for index in begin..begin.saturating_add(size).min(self.dataset.len()) {
+                    if let Ok((about, pixels)) = self.sample(index, 0) {
+                        push(&mut batch, index, about, &pixels);
+                    }
+                }
+            }
+        }
+        Ok(Some(batch))
+    }
+
+    /// Adds the image at a position, or the next usable one of the same epoch.
+    fn usable(&self, order: &Order, position: u64, batch: &mut ImageBatch) -> Result<()> {
+        let len = self.dataset.len();
+        let epoch = position / len as u64;
+        let place = (position % len as u64) as usize;
+        let permutation = order.epoch(epoch);
+        let tries = len.min(MOST_BAD);
+        let mut first_error = None;
+        for offset in 0..tries {
+            let index = permutation[(place + offset) % len];
+            match self.sample(index, epoch) {
+                Ok((about, pixels)) => {
+                    push(batch, index, about, &pixels);
+                    return Ok(());
+                }
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        let why = first_error.unwrap_or_default();
+        Err(Error::file(self.dataset.path(), format!("{tries} images in a row cannot be used; the first one: {why}")))
+    }
+
+    /// One transformed image, or why it cannot be used.
+    fn sample(&self, index: usize, epoch: u64) -> std::result::Result<(About, Vec<f32>), String> {
+        if let Some(known) = lock(&self.skipped).get(&index) {
+            return Err(known.error.clone());
+        }
+        let made = (|| {
+            let record = self.dataset.read(index)?;
+            let image = record.decode(self.config.background, &self.config.limits)?;
+            let image = self.config.pipeline.image(image, &mut self.rng.stream(index as u64, epoch))?;
+            Ok((record.about, image.to_signed()))
+        })();
+        made.map_err(|error: Error| {
+            let skipped = Skipped { index, key: self.dataset.key(index), error: error.to_string() };
+            lock(&self.skipped).insert(index, skipped);
+            error.to_string()
+        })
+    }
+}
+
+fn push(batch: &mut ImageBatch, index: usize, about: About, pixels: &[f32]) {
+    batch.indices.push(index);
+    batch.keys.push(about.key);
+    batch.pixels.extend_from_slice(pixels);
+    batch.labels.push(about.label);
+    batch.texts.push(about.text);
+}
+
+/// A lock that a panic elsewhere does not spoil: every critical section here leaves whole values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".into())
+}
