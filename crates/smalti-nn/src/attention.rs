@@ -102,3 +102,57 @@ impl SelfAttention {
         self.dropout.forward(activation::softmax(scores, 3)).matmul(v)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::Init;
+    use smalti_base::Rng;
+
+    fn input(b: usize, n: usize, d: usize) -> Tensor<3> {
+        let mut stream = Rng::new(1).stream(0, 0);
+        let values: Vec<f32> = (0..b * n * d).map(|_| stream.normal()).collect();
+        Tensor::from_data(TensorData::new(values, [b, n, d]), &Device::flex())
+    }
+
+    fn difference(a: Tensor<3>, b: Tensor<3>) -> f32 {
+        (a - b).abs().max().into_scalar()
+    }
+
+    #[test]
+    fn composed_attention_equals_the_fused_one() {
+        let plain = SelfAttention::new(16, 2, 0.0, Init::Normal(0.3), &Device::flex());
+        let mut dropping = plain.clone().train();
+        // Nothing is dropped, but the composed path is taken.
+        dropping.dropout.prob = 1e-12;
+        let x = input(2, 5, 16);
+        let prefix = Visible::past_and_prefix(5, 3, &Device::flex());
+        for visible in [Visible::All, Visible::Past, prefix] {
+            let fused = plain.forward(x.clone(), &visible, None);
+            let composed = dropping.forward(x.clone().autodiff(), &visible, None).inner();
+            assert!(difference(fused, composed) < 1e-5, "{visible:?}");
+        }
+    }
+
+    #[test]
+    fn a_cache_changes_nothing() {
+        let layer = SelfAttention::new(16, 2, 0.0, Init::Normal(0.3), &Device::flex());
+        let x = input(2, 6, 16);
+        let whole = layer.forward(x.clone(), &Visible::Past, None);
+        let mut cache = KeyValueCache::new(8);
+        let mut parts = Vec::new();
+        for (first, n) in [(0, 3), (3, 1), (4, 2)] {
+            parts.push(layer.forward(x.clone().narrow(1, first, n), &Visible::Past, Some(&mut cache)));
+        }
+        assert_eq!(cache.length(), 6);
+        assert!(difference(whole, Tensor::cat(parts, 1)) < 1e-5);
+    }
+
+    #[test]
+    fn the_prefix_is_seen_by_the_prefix_only_and_the_future_by_none() {
+        let Visible::Except(hidden) = Visible::past_and_prefix(4, 2, &Device::flex()) else { unreachable!() };
+        let hidden: Vec<bool> = hidden.into_data().iter::<bool>().collect();
+        let expected = [0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0].map(|h| h == 1);
+        assert_eq!(hidden, expected);
+    }
+}

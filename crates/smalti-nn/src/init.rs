@@ -61,7 +61,8 @@ mod tests {
 
     #[test]
     fn truncated_normal_has_the_moments_of_the_law() {
-        let values = Init::TruncatedNormal(0.02).draw([400, 500], &Device::flex()).into_data().to_vec::<f32>().unwrap();
+        let values =
+            Init::TruncatedNormal(0.02).draw([400, 500], &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
         let n = values.len() as f64;
         let variance = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n;
         // Variance of the standard normal cut at 2: 1 - 2 * 2 * phi(2) / (2 * Phi(2) - 1).

@@ -1,0 +1,255 @@
+//! Laws that hold for every generator: batches, seeds, known tokens, guidance, conditions.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use smalti_base::{Layout, Rng, TokenSpec};
+use smalti_models::generators::{GptConfig, MaskGitConfig};
+use smalti_models::sampling::{GuidanceSchedule, Schedule};
+use smalti_models::{
+    Condition, ConditionConfig, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known, Request, Sampling,
+};
+
+const LENGTH: usize = 12;
+const CODES: usize = 24;
+
+fn tokens() -> TokenSpec {
+    TokenSpec { layout: Layout::Grid { h: 3, w: 4 }, vocabulary: CODES, image_size: (24, 32) }
+}
+
+fn gpt(condition: ConditionConfig, visible_prefix: bool) -> GeneratorConfig {
+    GeneratorConfig::Gpt(GptConfig {
+        tokens: tokens(),
+        condition,
+        condition_dropout: 0.1,
+        width: 32,
+        depth: 2,
+        heads: 4,
+        mlp_ratio: 2,
+        dropout: 0.1,
+        attention_dropout: 0.1,
+        visible_prefix,
+    })
+}
+
+fn maskgit(condition: ConditionConfig) -> GeneratorConfig {
+    GeneratorConfig::MaskGit(MaskGitConfig {
+        tokens: tokens(),
+        condition,
+        condition_dropout: 0.1,
+        width: 32,
+        depth: 2,
+        heads: 4,
+        mlp_ratio: 2,
+        dropout: 0.1,
+        attention_dropout: 0.1,
+        schedule: Schedule::Cosine,
+        label_smoothing: 0.1,
+        min_masking_rate: 0.0,
+    })
+}
+
+/// Each generator with each condition, and a condition for it.
+fn all() -> Vec<(GeneratorConfig, Condition)> {
+    let class = ConditionConfig::Class { classes: 5 };
+    let text = ConditionConfig::Text { vocabulary: 30, length: 6 };
+    vec![
+        (gpt(ConditionConfig::None, false), Condition::None),
+        (gpt(class.clone(), false), Condition::Class(3)),
+        (gpt(text.clone(), false), Condition::Text(vec![4, 29, 0])),
+        (gpt(text.clone(), true), Condition::Text(vec![4, 29, 0])),
+        (maskgit(ConditionConfig::None), Condition::None),
+        (maskgit(class), Condition::Class(3)),
+        (maskgit(text), Condition::Text(vec![4, 29, 0])),
+    ]
+}
+
+/// A model whose weights come from smalti's generator: large enough that logits differ clearly.
+fn model(config: &GeneratorConfig) -> GeneratorModel {
+    struct Fill(u64);
+    impl burn::module::ModuleMapper for Fill {
+        fn map_float<const D: usize>(
+            &mut self,
+            param: burn::module::Param<Tensor<D>>,
+        ) -> burn::module::Param<Tensor<D>> {
+            self.0 += 1;
+            let mut stream = Rng::new(3).stream(self.0, 0);
+            param.map(|old| {
+                let shape = old.shape();
+                let values: Vec<f32> = (0..shape.num_elements()).map(|_| 0.3 * stream.normal()).collect();
+                let data = TensorData::new(values, shape);
+                let noise = Tensor::<D>::from_data(data, &old.device());
+                // Scales stay near 1 and shifts near 0.
+                if D == 1 { old + noise } else { noise }
+            })
+        }
+    }
+    config.init(&Device::flex()).unwrap().map(&mut Fill(0))
+}
+
+fn image(condition: &Condition, seed: u64, known: Option<Known>) -> ImageRequest {
+    ImageRequest { condition: condition.clone(), seed, known }
+}
+
+fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampling) -> Vec<Vec<i64>> {
+    let mut generation = model.start(&Request { images, sampling: sampling.clone() }).unwrap();
+    let steps = generation.steps();
+    for done in 0..steps {
+        assert_eq!(generation.done(), done);
+        generation.next();
+    }
+    let end = rows(generation.codes().discrete().unwrap());
+    generation.next();
+    assert_eq!((generation.done(), rows(generation.codes().discrete().unwrap())), (steps, end.clone()));
+    assert!(end.iter().flatten().all(|code| (0..CODES as i64).contains(code)));
+    end
+}
+
+fn rows(codes: Tensor<2, Int>) -> Vec<Vec<i64>> {
+    let n = codes.dims()[1];
+    codes.into_data().iter::<i64>().collect::<Vec<_>>().chunks(n).map(<[i64]>::to_vec).collect()
+}
+
+fn codes(n: usize) -> Tensor<2, Int> {
+    let mut stream = Rng::new(5).stream(0, 0);
+    let values: Vec<i32> = (0..n * LENGTH).map(|_| stream.below(CODES) as i32).collect();
+    Tensor::from_data(TensorData::new(values, [n, LENGTH]), &Device::flex())
+}
+
+#[test]
+fn an_image_does_not_depend_on_its_batch() {
+    for (config, condition) in all() {
+        let model = model(&config);
+        let guidance = if condition == Condition::None { 1.0 } else { 2.0 };
+        let sampling = Sampling { guidance, top_k: Some(20), top_p: Some(0.95), ..Default::default() };
+        let batch: Vec<_> = (0..5).map(|seed| image(&condition, seed, None)).collect();
+        let together = generate(&model, batch.clone(), &sampling);
+        for (i, request) in batch.iter().enumerate() {
+            assert_eq!(generate(&model, vec![request.clone()], &sampling)[0], together[i], "{config:?}, image {i}");
+        }
+        let reversed: Vec<_> = batch.into_iter().rev().collect();
+        assert!(generate(&model, reversed, &sampling).iter().eq(together.iter().rev()));
+        assert_ne!(together[0], together[1], "seeds differ");
+    }
+}
+
+#[test]
+fn cached_decoding_equals_argmax_of_teacher_forced_logits() {
+    for (config, condition) in all() {
+        let GeneratorModel::Gpt(gpt) = model(&config) else { continue };
+        let ids = gpt.config.condition.batch(std::slice::from_ref(&condition), None, &Device::flex()).unwrap();
+        let sampling = Sampling { temperature: 0.0, ..Default::default() };
+        let wrapped = GeneratorModel::Gpt(gpt.clone());
+        let found = generate(&wrapped, vec![image(&condition, 0, None)], &sampling);
+        let codes = Tensor::<2, Int>::from_data(TensorData::new(found[0].clone(), [1, LENGTH]), &Device::flex());
+        let best = gpt.logits(ids, codes.clone()).argmax(2).squeeze_dim::<2>(2);
+        assert_eq!(rows(best), rows(codes), "{config:?}");
+    }
+}
+
+#[test]
+fn known_tokens_are_kept_and_matter() {
+    for (config, condition) in all() {
+        let model = model(&config);
+        let keep: Vec<bool> = (0..LENGTH).map(|place| place % 3 == 0).collect();
+        let known =
+            |shift: u32| Known { codes: (0..LENGTH as u32).map(|i| (i + shift) % 24).collect(), keep: keep.clone() };
+        let sampling = Sampling::default();
+        let draw = |shift: u32| {
+            let images = (0..6).map(|seed| image(&condition, seed, Some(known(shift)))).collect();
+            let found = generate(&model, images, &sampling);
+            for (row, place) in found.iter().flat_map(|row| (0..LENGTH).map(move |place| (row, place))) {
+                assert!(!keep[place] || row[place] == (place as i64 + i64::from(shift)) % 24, "{config:?}");
+            }
+            let drawn = |row: &Vec<i64>| (0..LENGTH).filter(|place| !keep[*place]).map(|place| row[place]).collect();
+            found.iter().map(drawn).collect::<Vec<Vec<i64>>>()
+        };
+        assert_ne!(draw(1), draw(7), "what is known changes what is drawn: {config:?}");
+        let all = Known { codes: vec![5; LENGTH], keep: vec![true; LENGTH] };
+        assert_eq!(generate(&model, vec![image(&condition, 0, Some(all))], &sampling), [vec![5; LENGTH]]);
+    }
+}
+
+#[test]
+fn guidance_is_off_at_one_and_moves_away_from_the_unconditional_above() {
+    for (config, condition) in all().into_iter().filter(|(_, condition)| *condition != Condition::None) {
+        let model = model(&config);
+        let with = |guidance, guidance_schedule| {
+            let sampling = Sampling { guidance, guidance_schedule, ..Default::default() };
+            generate(&model, (0..6).map(|seed| image(&condition, seed, None)).collect(), &sampling)
+        };
+        let off = with(1.0, GuidanceSchedule::Constant);
+        // So close to 1 that the logits hardly change, but both halves of the batch are computed.
+        assert_eq!(with(1.000_001, GuidanceSchedule::Constant), off, "{config:?}");
+        assert_ne!(with(6.0, GuidanceSchedule::Constant), off, "{config:?}");
+        assert_ne!(with(6.0, GuidanceSchedule::Linear), with(6.0, GuidanceSchedule::Constant), "{config:?}");
+        // Guidance 0 is the unconditional model.
+        let sampling = Sampling::default();
+        let images = (0..6).map(|seed| image(&Condition::None, seed, None)).collect();
+        let unconditional = generate(&model, images, &sampling);
+        assert_eq!(with(0.0, GuidanceSchedule::Constant), unconditional, "{config:?}");
+    }
+}
+
+#[test]
+fn losses_have_gradients_and_validation_does_not_depend_on_batches() {
+    for (config, condition) in all() {
+        let model = model(&config).train();
+        let conditions = vec![condition; 4];
+        let loss = model.loss(codes(4), &conditions, &mut Rng::new(1).stream(0, 0)).unwrap();
+        assert!(loss.loss.clone().into_scalar::<f32>().is_finite());
+        let _ = loss.loss.backward();
+
+        let plain = model.valid();
+        let value = |codes: Tensor<2, Int>, n: usize, first| {
+            plain.validation_loss(codes, &conditions[..n], first).unwrap().nats_per_token.into_scalar::<f32>()
+        };
+        let whole = value(codes(4), 4, 0);
+        let halves = (value(codes(4).narrow(0, 0, 2), 2, 0) + value(codes(4).narrow(0, 2, 2), 2, 2)) / 2.0;
+        assert!((whole - halves).abs() < 1e-4, "{config:?}: {whole} and {halves}");
+    }
+}
+
+#[test]
+fn requests_that_do_not_fit_are_refused() {
+    let class = ConditionConfig::Class { classes: 5 };
+    for config in [gpt(class.clone(), false), maskgit(class)] {
+        let model = model(&config);
+        let refused = |condition: Condition, known: Option<Known>, sampling: Sampling, text: &str| {
+            let request = Request { images: vec![image(&condition, 0, known)], sampling };
+            let error = model.start(&request).err().unwrap().to_string();
+            assert!(error.contains(text), "{error}");
+        };
+        refused(Condition::Class(5), None, Sampling::default(), "class 5 is not in 0..5");
+        refused(Condition::Text(vec![1]), None, Sampling::default(), "takes a class");
+        let short = Known { codes: vec![0], keep: vec![true] };
+        refused(Condition::None, Some(short), Sampling::default(), "12 places");
+        let wild = Known { codes: vec![99; LENGTH], keep: vec![true; LENGTH] };
+        refused(Condition::None, Some(wild), Sampling::default(), "99 is not in 0..24");
+        refused(Condition::None, None, Sampling { top_k: Some(0), ..Default::default() }, "top_k");
+        refused(Condition::None, None, Sampling { top_p: Some(1.5), ..Default::default() }, "top_p");
+        refused(Condition::None, None, Sampling { temperature: f32::NAN, ..Default::default() }, "temperature");
+        let empty = Request { images: Vec::new(), sampling: Sampling::default() };
+        assert!(model.start(&empty).err().unwrap().to_string().contains("no images"));
+        assert!(model.loss(codes(2), &[Condition::None], &mut Rng::new(0).stream(0, 0)).is_err());
+    }
+    let free = model(&gpt(ConditionConfig::None, false));
+    let sampling = Sampling { guidance: 2.0, ..Default::default() };
+    let request = Request { images: vec![image(&Condition::None, 0, None)], sampling };
+    assert!(free.start(&request).err().unwrap().to_string().contains("guidance"));
+}
+
+#[test]
+fn configs_are_strict_and_checked() {
+    let text = serde_json::to_string(&maskgit(ConditionConfig::Class { classes: 5 })).unwrap();
+    assert!(text.starts_with(r#"{"kind":"maskgit""#), "{text}");
+    assert_eq!(serde_json::from_str::<GeneratorConfig>(&text).unwrap(), maskgit(ConditionConfig::Class { classes: 5 }));
+    let wrong = text.replace("\"depth\"", "\"deepth\"");
+    assert!(serde_json::from_str::<GeneratorConfig>(&wrong).unwrap_err().to_string().contains("deepth"));
+    let wrong = text.replace("\"heads\":4", "\"heads\":5");
+    let error = serde_json::from_str::<GeneratorConfig>(&wrong).unwrap().init(&Device::flex()).unwrap_err().to_string();
+    assert!(error.contains("width = 32 is not a multiple of heads = 5"), "{error}");
+    let stack = Layout::Stack { h: 2, w: 3, depth: 2 };
+    let GeneratorConfig::Gpt(config) = gpt(ConditionConfig::None, false) else { unreachable!() };
+    let config = GptConfig { tokens: TokenSpec { layout: stack, ..tokens() }, ..config };
+    assert!(config.init(&Device::flex()).unwrap_err().to_string().contains("stack"));
+}
