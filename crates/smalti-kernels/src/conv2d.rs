@@ -1,5 +1,14 @@
 //! Two-dimensional convolution.
 
+use crate::cpu::conv::{self, Geometry};
+use crate::flex::{Values, dims, serves, tensor};
+use burn::backend::autodiff::{
+    NodeId,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, NodeGuard, Ops, OpsKind},
+};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{
     Tensor, module,
     ops::{ConvOptions, InterpolateMode, InterpolateOptions},
@@ -40,6 +49,16 @@ impl Conv2dOptions {
     pub fn upsampled(self) -> Self {
         Self { upsample: true, ..self }
     }
+
+    /// Height and width of the result; none where the kernel does not fit into the padded input.
+    fn result(&self, size: [usize; 2], kernel: [usize; 2]) -> Option<[usize; 2]> {
+        let [top, left, bottom, right] = self.padding;
+        let along = |n: usize, padding: usize, kernel: usize| {
+            let n = if self.upsample { 2 * n } else { n };
+            Some((n + padding).checked_sub(kernel)?.checked_div(self.stride)? + 1)
+        };
+        Some([along(size[0], top + bottom, kernel[0])?, along(size[1], left + right, kernel[1])?])
+    }
 }
 
 /// Cross-correlation of `x` with `weight`, as in PyTorch's `conv2d`.
@@ -51,7 +70,18 @@ impl Conv2dOptions {
 /// # Panics
 /// Where Burn's operations do: shapes that do not fit, a stride of 0, mixed data types.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options: Conv2dOptions) -> Tensor<4> {
-    portable(x, weight, bias, options)
+    let ([_, inputs, h, w], [outputs, expected, kh, kw]) = (x.dims(), weight.dims());
+    let result = options.result([h, w], [kh, kw]);
+    let fits = inputs == expected && bias.as_ref().is_none_or(|bias| bias.dims() == [outputs]);
+    let filled = result.is_some() && [inputs, outputs, h, w, kh, kw].iter().all(|&n| n > 0);
+    if !(fits && filled && serves(&x) && serves(&weight) && bias.as_ref().is_none_or(serves)) {
+        return portable(x, weight, bias, options);
+    }
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(match bias.map(Tensor::into_dispatch) {
+        Some(bias) => <Dispatch as Convolve>::smalti_conv2d_biased(x, weight, bias, options),
+        None => <Dispatch as Convolve>::smalti_conv2d(x, weight, options),
+    })
 }
 
 /// [`conv2d`] by Burn's own operations.
@@ -67,4 +97,108 @@ pub fn portable(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, option
     let padding = [(top, bottom), (left, right)];
     let convolution = ConvOptions { stride: [options.stride; 2], padding, dilation: [1, 1], groups: 1 };
     module::conv2d(x, weight, bias, convolution)
+}
+
+#[backend_extension(Autodiff, Flex)]
+trait Convolve: Backend {
+    fn smalti_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, options: Conv2dOptions) -> FloatTensor<Self>;
+
+    fn smalti_conv2d_biased(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+}
+
+impl Convolve for Flex {
+    fn smalti_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, options: Conv2dOptions) -> FloatTensor<Self> {
+        forward(geometry(dims(&x), dims(&weight), options), x, weight, None)
+    }
+
+    fn smalti_conv2d_biased(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        forward(geometry(dims(&x), dims(&weight), options), x, weight, Some(bias))
+    }
+}
+
+impl<C: CheckpointStrategy> Convolve for Autodiff<Flex, C> {
+    fn smalti_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, options: Conv2dOptions) -> FloatTensor<Self> {
+        record::<C, 2>([x.node(), weight.node()], x, weight, None, options)
+    }
+
+    fn smalti_conv2d_biased(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        record::<C, 3>([x.node(), weight.node(), bias.node()], x, weight, Some(bias), options)
+    }
+}
+
+fn forward(
+    geometry: Geometry,
+    x: FloatTensor<Flex>,
+    weight: FloatTensor<Flex>,
+    bias: Option<FloatTensor<Flex>>,
+) -> FloatTensor<Flex> {
+    let bias = bias.map(Values::of);
+    let y = conv::forward(geometry, &Values::of(x), &Values::of(weight), bias.as_deref());
+    tensor(y, [geometry.batch, geometry.outputs, geometry.result[0], geometry.result[1]])
+}
+
+/// The forward pass, with a backward step for the `N` inputs that there are.
+fn record<C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    x: FloatTensor<Autodiff<Flex, C>>,
+    weight: FloatTensor<Autodiff<Flex, C>>,
+    bias: Option<FloatTensor<Autodiff<Flex, C>>>,
+    options: Conv2dOptions,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let geometry = geometry(dims(x.primitive()), dims(weight.primitive()), options);
+    let bias = bias.map(|bias| bias.into_primitive());
+    match ConvolveStep.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let inputs = [prep.checkpoint(&x), prep.checkpoint(&weight)];
+            let y = forward(geometry, x.into_primitive(), weight.into_primitive(), bias);
+            prep.finish((geometry, inputs), y)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(forward(geometry, x.into_primitive(), weight.into_primitive(), bias)),
+    }
+}
+
+fn geometry([batch, inputs, h, w]: [usize; 4], [outputs, _, kh, kw]: [usize; 4], options: Conv2dOptions) -> Geometry {
+    let Conv2dOptions { stride, upsample, .. } = options;
+    let [top, left, ..] = options.padding;
+    let result = options.result([h, w], [kh, kw]).unwrap_or_default();
+    Geometry { batch, inputs, outputs, size: [h, w], upsample, kernel: [kh, kw], stride, padding: [top, left], result }
+}
+
+#[derive(Debug)]
+struct ConvolveStep;
+
+impl<const N: usize> Backward<Flex, N> for ConvolveStep {
+    /// The inputs are kept by the graph.
+    type State = (Geometry, [NodeId; 2]);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let dy = Values::of(grads.consume::<Flex>(&ops.node));
+        let (geometry, [x, weight]) = ops.state;
+        let x: FloatTensor<Flex> = checkpointer.retrieve_node_output(x);
+        let weight: FloatTensor<Flex> = checkpointer.retrieve_node_output(weight);
+        for (input, node) in ops.parents.into_iter().enumerate() {
+            let Some(node) = node else { continue };
+            let gradient = match input {
+                0 => tensor(conv::backward_data(geometry, &Values::of(weight.clone()), &dy), dims::<4>(&x)),
+                1 => tensor(conv::backward_weight(geometry, &Values::of(x.clone()), &dy), dims::<4>(&weight)),
+                _ => tensor(conv::backward_bias(geometry, &dy), [geometry.outputs]),
+            };
+            grads.register::<Flex>(node.id, gradient);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Memory for results and scratch.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 /// A vector of `n` values that `fill` writes in full.
@@ -43,4 +44,29 @@ impl<'a> Shared<'a> {
         // SAFETY: inside the slice that was borrowed for `'a`; not aliased, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Calls `work` with `N` pieces of this thread's scratch memory, which is kept for the next call. What is in them is
+/// arbitrary.
+pub(crate) fn with_scratch<const N: usize, R>(sizes: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> R) -> R {
+    // Pieces begin at multiples of a cache line and a bit, so that equal offsets do not share cache sets.
+    let sizes = sizes.map(|size| (size, size.next_multiple_of(16) + 16));
+    let total: usize = sizes.iter().map(|&(_, padded)| padded).sum();
+    let mut memory = SCRATCH.take();
+    if memory.len() < total {
+        memory.resize(total, 0.0);
+    }
+    let mut rest = &mut memory[..];
+    let pieces = sizes.map(|(size, padded)| {
+        let (piece, others) = std::mem::take(&mut rest).split_at_mut(padded);
+        rest = others;
+        &mut piece[..size]
+    });
+    let result = work(pieces);
+    SCRATCH.set(memory);
+    result
 }
