@@ -1,1 +1,59 @@
-//! smalti-train
+//! Training: the step, the optimiser, the schedule, run folders and exact resuming.
+
+pub mod ema;
+pub mod gradients;
+pub mod objective;
+pub mod objectives;
+pub mod optimizer;
+pub mod recipe;
+pub mod run_folder;
+pub mod schedule;
+pub mod tensorboard;
+pub mod trainer;
+
+pub use optimizer::{AdamW, OptimizerConfig};
+pub use recipe::{Recipe, Task};
+pub use run_folder::RunFolder;
+pub use schedule::Schedule;
+pub use trainer::Outcome;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Int, Tensor};
+use objectives::tokenizer::TokenizerObjective;
+use smalti_base::{Progress, Result};
+use std::path::Path;
+
+/// Runs a recipe in a folder, or goes on with the run that is there. `device` is a plain device.
+///
+/// # Errors
+/// A folder of another recipe, data or parts that cannot be read or do not fit, files that cannot be written, or losses
+/// that are not finite.
+pub fn run(recipe: &Recipe, out: &Path, device: &Device, progress: &dyn Progress) -> Result<Outcome> {
+    let trained_on = device.clone().autodiff();
+    match &recipe.task {
+        Task::Tokenizer(task) => {
+            let objective = TokenizerObjective::open(recipe, task, device)?;
+            let folder = RunFolder::open(out, &recipe.table()?)?;
+            device.seed(recipe.seed);
+            let model = initialised(objective.init(&trained_on)?);
+            trainer::train(&objective, model, recipe, &folder, device, progress)
+        }
+        Task::Generator(_) => Err(smalti_base::Error::unsupported("training a generator", "later")),
+    }
+}
+
+/// Draws all initial weights now, in the order of the tree: parameters are lazy, and the order in which they are first used
+/// would otherwise decide which gets which numbers.
+fn initialised<M: Module>(model: M) -> M {
+    struct Draw;
+    impl ModuleVisitor for Draw {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            param.val();
+        }
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+            param.val();
+        }
+    }
+    model.visit(&mut Draw);
+    model
+}

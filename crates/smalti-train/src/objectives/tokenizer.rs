@@ -1,0 +1,175 @@
+//! Training a tokenizer on images.
+
+use super::{indices, pictures};
+use crate::gradients::accumulate;
+use crate::objective::{Evaluation, Objective, StepOutput};
+use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use smalti_base::{Progress, Result, Rng};
+use smalti_data::datasets::Dataset;
+use smalti_data::image::grid;
+use smalti_data::loader::{ImageBatch, Loader, LoaderConfig};
+use smalti_eval::{Pair, psnr};
+use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
+use smalti_models::checkpoint::weights::Precision;
+use smalti_models::losses::tokenizer::TokenizerLoss;
+use smalti_models::quantizers::{Stats, usage::Usage};
+use smalti_models::tokenizers::{Tokenizer, TokenizerModel};
+use smalti_nn::PatchGan;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Draws of a quantizer's update use streams of their own.
+const UPDATE_STREAM: u64 = 2 << 32;
+
+/// The tokenizer and, in adversarial training, its critic.
+#[derive(Module, Debug)]
+pub struct TokenizerTraining {
+    /// What the run is for.
+    pub model: TokenizerModel,
+    /// Tells images from reconstructions.
+    pub critic: Option<PatchGan>,
+}
+
+/// A tokenizer with its images.
+pub struct TokenizerObjective {
+    task: TokenizerTask,
+    evaluation: EvaluationConfig,
+    name: String,
+    seed: u64,
+    micro_batch: usize,
+    device: Device,
+    loss: TokenizerLoss,
+    train: Arc<dyn Dataset>,
+    validation: Arc<dyn Dataset>,
+}
+
+impl TokenizerObjective {
+    /// Opens the data and the parts of the loss. `device` is the plain device.
+    ///
+    /// # Errors
+    /// Data or weights that cannot be read.
+    pub fn open(recipe: &Recipe, task: &TokenizerTask, device: &Device) -> Result<Self> {
+        Ok(Self {
+            loss: task.loss.init(&task.model.spec()?, device)?,
+            train: task.train.open(None)?.into(),
+            validation: task.validation.open(None)?.into(),
+            task: task.clone(),
+            evaluation: recipe.evaluation.clone(),
+            name: recipe.name.clone(),
+            seed: recipe.seed,
+            micro_batch: recipe.batch.size,
+            device: device.clone(),
+        })
+    }
+
+    /// A model with fresh weights.
+    ///
+    /// # Errors
+    /// A configuration whose numbers do not fit.
+    pub fn init(&self, device: &Device) -> Result<TokenizerTraining> {
+        Ok(TokenizerTraining { model: self.task.model.init(device)?, critic: self.loss.critic(device)? })
+    }
+
+    fn upload(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
+        let shape = [batch.keys.len(), 3, batch.height, batch.width];
+        Tensor::from_data(TensorData::new(batch.pixels.clone(), shape), device)
+    }
+}
+
+impl Objective for TokenizerObjective {
+    type Model = TokenizerTraining;
+    type Batch = ImageBatch;
+
+    fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
+        let config = LoaderConfig::new(&self.task.train, self.micro_batch)?;
+        Ok(Box::new(Loader::new(self.train.clone(), config, self.seed, start)?))
+    }
+
+    fn epoch(&self) -> u64 {
+        self.train.len() as u64
+    }
+
+    fn vocabulary(&self) -> Option<usize> {
+        Some(self.task.model.spec().map(|spec| spec.vocabulary).unwrap_or_default())
+    }
+
+    fn critic_prefix(&self) -> Option<&'static str> {
+        Some("critic.")
+    }
+
+    fn step(&self, model: &TokenizerTraining, batch: ImageBatch, step: u64, _: u64) -> Result<StepOutput> {
+        let images = self.upload(&batch, &self.device.clone().autodiff());
+        let out = self.loss.step(&model.model, model.critic.as_ref(), images, step);
+        let mut gradients = out.gradients;
+        if let (Some(critic), Some(mut found)) = (&model.critic, out.critic_gradients) {
+            accumulate(critic, &mut gradients, &mut found, 1.0);
+        }
+        Ok(StepOutput { gradients, terms: out.terms, stats: Some(out.stats), codes: Some(out.codes) })
+    }
+
+    fn update(
+        &self,
+        model: TokenizerTraining,
+        stats: Option<Stats>,
+        step: u64,
+    ) -> (TokenizerTraining, Vec<(&'static str, Tensor<1>)>) {
+        let Some(stats) = stats else { return (model, Vec::new()) };
+        let mut stream = Rng::new(self.seed).stream(UPDATE_STREAM, step);
+        let (quantizer, report) = model.model.quantizer().clone().update(&stats, step, &mut stream);
+        let model = TokenizerTraining { model: model.model.with_quantizer(quantizer), critic: model.critic };
+        let revived = report.revived.map(|count| ("codes_revived", count.float().sum()));
+        (model, revived.into_iter().collect())
+    }
+
+    fn evaluate(&self, model: &TokenizerTraining, _: &dyn Progress) -> Result<Evaluation> {
+        let spec = self.task.model.spec()?;
+        let loader = {
+            let config = LoaderConfig::new(&self.task.validation, self.micro_batch)?;
+            Loader::ordered(self.validation.clone(), config, self.seed, 0)?
+        };
+        let (mut images, mut total, mut usage) = (0usize, 0.0, Usage::new(spec.vocabulary));
+        let mut shown = Vec::new();
+        for batch in loader {
+            let batch = batch?;
+            let original = self.upload(&batch, &self.device);
+            let codes = model.model.encode(original.clone());
+            let decoded = model.model.decode(&codes);
+            let originals = pictures(original)?;
+            let reconstructions = pictures(decoded)?;
+            for (left, right) in originals.iter().zip(&reconstructions) {
+                let (l, r) = (left.to_signed(), right.to_signed());
+                total += psnr(Pair::new(&l, &r, [3, left.height, left.width])?, 2.0);
+            }
+            if let Some(codes) = codes.discrete() {
+                usage.add(indices(codes)?);
+            }
+            images += originals.len();
+            let missing = (self.evaluation.pictures * 2).saturating_sub(shown.len());
+            shown.extend(originals.into_iter().zip(reconstructions).flat_map(|(l, r)| [l, r]).take(missing));
+            if images >= self.evaluation.images {
+                break;
+            }
+        }
+        let mean = total / images.max(1) as f64;
+        Ok(Evaluation {
+            values: vec![
+                ("psnr", mean),
+                ("codebook_usage", usage.used_fraction()),
+                ("codebook_perplexity", usage.perplexity()),
+            ],
+            score: -mean,
+            picture: Some(grid(&shown, 8, 2)?),
+        })
+    }
+
+    fn export(&self, model: &TokenizerTraining, folder: &Path, facts: &serde_json::Value) -> Result<()> {
+        let paths = BundlePaths::at(folder);
+        let mut manifest = Manifest::new(&self.name);
+        let part = bundle::write_part(&paths, Part::Tokenizer, &self.task.model, &model.model, Precision::F16)?;
+        manifest.parts.insert(Part::Tokenizer, part);
+        manifest.training.insert("tokenizer".into(), facts.clone());
+        manifest.write(folder)
+    }
+}

@@ -1,0 +1,220 @@
+//! A recipe: a TOML file that holds all of a training run. Complete and strict.
+
+use crate::ema::EmaConfig;
+use crate::optimizer::OptimizerConfig;
+use crate::schedule::Schedule;
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Result, config};
+use smalti_data::datasets::DataConfig;
+use smalti_models::generators::GeneratorConfig;
+use smalti_models::losses::tokenizer::TokenizerLossConfig;
+use smalti_models::sampling::Sampling;
+use smalti_models::tokenizers::TokenizerConfig;
+use std::path::{Path, PathBuf};
+
+/// All of a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the run and of the bundle that it makes.
+    pub name: String,
+    /// Seed of the initial weights, of the order of the data and of every draw in training.
+    pub seed: u64,
+    /// What is trained, on what.
+    pub task: Task,
+    /// Images of a step.
+    pub batch: Batch,
+    /// Learning rate over the run, and its length.
+    pub schedule: Schedule,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// Averaged weights, used for evaluation and the bundle; absent means the trained weights are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaConfig>,
+    /// How often a line is logged.
+    #[serde(default)]
+    pub logging: Logging,
+    /// How often the model is measured.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+    /// How often the run is saved.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+}
+
+/// What is trained, on what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)]
+pub enum Task {
+    /// A tokenizer, on images.
+    Tokenizer(TokenizerTask),
+    /// A generator, on the tokens that `smalti tokenize` wrote.
+    Generator(GeneratorTask),
+}
+
+/// A tokenizer, on images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerTask {
+    /// The network.
+    pub model: TokenizerConfig,
+    /// The loss.
+    pub loss: TokenizerLossConfig,
+    /// Images to learn from.
+    pub train: DataConfig,
+    /// Images to measure on.
+    pub validation: DataConfig,
+}
+
+/// A generator, on tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneratorTask {
+    /// The network.
+    pub model: GeneratorConfig,
+    /// Bundle or run folder of the tokenizer that made the tokens; it becomes a part of the bundle.
+    pub tokenizer: PathBuf,
+    /// Folder of token shards to learn from.
+    pub train: PathBuf,
+    /// Folder of token shards to measure on.
+    pub validation: PathBuf,
+    /// How captions become token ids; only with a model whose condition is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextConfig>,
+    /// Sampling settings of the pictures shown in evaluations, which become the bundle's defaults.
+    #[serde(default)]
+    pub sampling: Sampling,
+}
+
+/// How captions become token ids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TextConfig {
+    /// A `tokenizer.json` in the format of the `tokenizers` library.
+    File {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Byte-pair encoding trained on the captions of the training tokens.
+    Bpe {
+        /// Largest number of ids.
+        vocabulary: usize,
+    },
+}
+
+/// Images of a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Images of a micro-batch.
+    pub size: usize,
+    /// Micro-batches whose gradients are averaged before a step.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+}
+
+/// How often a line is logged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logging {
+    /// Steps between lines.
+    pub every: u64,
+}
+
+/// How often the model is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationConfig {
+    /// Steps between evaluations.
+    pub every: u64,
+    /// At most so many validation images.
+    pub images: usize,
+    /// Pictures in the sample grid.
+    pub pictures: usize,
+}
+
+/// How often the run is saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints.
+    pub every: u64,
+    /// The newest so many are kept, and the best.
+    pub keep: usize,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { every: 20 }
+    }
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self { every: 1000, images: 1000, pictures: 16 }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 1000, keep: 2 }
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Recipe {
+    /// Reads a recipe and applies `key=value` settings.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a key that is not known, a value of the wrong type or out of range.
+    pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
+        let recipe: Self = config::read_toml(path, settings)?;
+        recipe.check(&path.display().to_string())?;
+        Ok(recipe)
+    }
+
+    /// The recipe as a table with every default written out.
+    ///
+    /// # Errors
+    /// A value that TOML cannot hold.
+    pub fn table(&self) -> Result<toml::Table> {
+        toml::Table::try_from(self).map_err(|e| Error::invalid(&self.name, e.to_string()))
+    }
+
+    fn check(&self, place: &str) -> Result<()> {
+        let at_least_one = [
+            ("batch.size", self.batch.size as u64),
+            ("batch.accumulate", self.batch.accumulate as u64),
+            ("schedule.steps", self.schedule.steps),
+            ("logging.every", self.logging.every),
+            ("evaluation.every", self.evaluation.every),
+            ("checkpoint.every", self.checkpoint.every),
+            ("checkpoint.keep", self.checkpoint.keep as u64),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                return Err(Error::invalid(format!("{place}: {key}"), "is 0, expected at least 1"));
+            }
+        }
+        let (beta_1, beta_2) = self.optimizer.betas;
+        let fractions = [("optimizer.betas.0", beta_1), ("optimizer.betas.1", beta_2)];
+        let decay = self.ema.as_ref().map(|ema| ("ema.decay", ema.decay));
+        for (key, value) in fractions.into_iter().chain(decay) {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::invalid(format!("{place}: {key}"), format!("is {value}, expected 0 <= x < 1")));
+            }
+        }
+        if !(self.optimizer.learning_rate > 0.0 && self.optimizer.learning_rate.is_finite()) {
+            let found = self.optimizer.learning_rate;
+            return Err(Error::invalid(
+                format!("{place}: optimizer.learning_rate"),
+                format!("is {found}, expected a number above 0"),
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! The folder of a training run: its recipe, logs, checkpoints, samples and finally a bundle.
+
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Result, config, files};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The paths of a run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    root: PathBuf,
+}
+
+/// What a checkpoint says beside its tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Optimiser steps tried so far, skipped ones included.
+    pub step: u64,
+    /// Optimiser updates made.
+    pub updates: u64,
+    /// Steps that were skipped because a loss or gradient was not finite.
+    pub skipped: u64,
+    /// The best score of an evaluation, and its step; lower is better.
+    pub best: Option<(f64, u64)>,
+}
+
+impl RunFolder {
+    /// Opens or creates the folder for a recipe, given as TOML text with everything resolved.
+    ///
+    /// # Errors
+    /// A folder that cannot be written, or that holds a run of another recipe.
+    pub fn open(root: &Path, recipe: &toml::Table) -> Result<Self> {
+        let folder = Self { root: root.to_path_buf() };
+        for inside in [folder.checkpoints(), folder.samples()] {
+            files::create_folder(&inside)?;
+        }
+        let path = root.join("recipe.toml");
+        if path.exists() {
+            let old: toml::Table =
+                files::read_text(&path)?.parse().map_err(|e: toml::de::Error| Error::file(&path, e.to_string()))?;
+            if let Some(key) = first_difference(&fixed_part(&old), &fixed_part(recipe), "") {
+                return Err(Error::invalid_hint(
+                    root.display(),
+                    format!("holds a run of another recipe: `{key}` differs from {}", path.display()),
+                    "choose another folder with --out, or remove this one",
+                ));
+            }
+        } else if fs::read_dir(folder.checkpoints()).map_err(|e| Error::io("read", root, e))?.next().is_some() {
+            return Err(Error::invalid_hint(
+                root.display(),
+                "holds checkpoints but no recipe.toml, so it is not known which recipe made them",
+                "choose another folder with --out",
+            ));
+        }
+        files::write_bytes(&path, recipe.to_string().as_bytes())?;
+        Ok(folder)
+    }
+
+    /// The run's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// Where pictures of evaluations are.
+    pub fn samples(&self) -> PathBuf {
+        self.root.join("samples")
+    }
+
+    /// The finished model.
+    pub fn bundle(&self) -> PathBuf {
+        self.root.join("bundle")
+    }
+
+    /// The folder of the checkpoint at a step.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step:08}"))
+    }
+
+    /// The steps of the checkpoints that are there, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn steps(&self) -> Result<Vec<u64>> {
+        let folder = self.checkpoints();
+        let mut steps: Vec<u64> = fs::read_dir(&folder)
+            .map_err(|e| Error::io("read", &folder, e))?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
+            .collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Removes old checkpoints: the newest `keep` stay, and the best.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn prune(&self, keep: usize, best: Option<u64>) -> Result<()> {
+        let steps = self.steps()?;
+        let old = steps.len().saturating_sub(keep.max(1));
+        for step in steps.into_iter().take(old).filter(|step| Some(*step) != best) {
+            let path = self.checkpoint(step);
+            fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Opens `metrics.jsonl` to append, without the lines after `step`: those steps are done again.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn metrics(&self, step: u64) -> Result<Metrics> {
+        let path = self.root.join("metrics.jsonl");
+        if path.exists() {
+            let text = files::read_text(&path)?;
+            let kept: String = text
+                .lines()
+                .filter(|line| {
+                    serde_json::from_str::<serde_json::Value>(line)
+                        .is_ok_and(|value| value["step"].as_u64().is_some_and(|at| at <= step))
+                })
+                .flat_map(|line| [line, "\n"])
+                .collect();
+            files::write_bytes(&path, kept.as_bytes())?;
+        }
+        let file =
+            fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io("write", &path, e))?;
+        Ok(Metrics { path, file })
+    }
+}
+
+/// `metrics.jsonl`: one JSON object a line.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Metrics {
+    /// Appends a line.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn line(&mut self, value: &serde_json::Value) -> Result<()> {
+        writeln!(self.file, "{value}").map_err(|e| Error::io("write", &self.path, e))
+    }
+}
+
+/// Writes [`State`] beside the tensors of a checkpoint.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_state(folder: &Path, state: &State) -> Result<()> {
+    config::write_json(&folder.join("state.json"), state)
+}
+
+/// Reads what [`write_state`] wrote.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Invalid`].
+pub fn read_state(folder: &Path) -> Result<State> {
+    config::read_json(&folder.join("state.json"))
+}
+
+/// The part of a recipe that a resumed run must share: all but how often things are written.
+fn fixed_part(recipe: &toml::Table) -> toml::Table {
+    let mut fixed = recipe.clone();
+    for free in ["logging", "evaluation", "checkpoint"] {
+        fixed.remove(free);
+    }
+    fixed
+}
+
+fn first_difference(old: &toml::Table, new: &toml::Table, inside: &str) -> Option<String> {
+    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    keys.into_iter().find_map(|key| {
+        let path = if inside.is_empty() { key.clone() } else { format!("{inside}.{key}") };
+        match (old.get(key), new.get(key)) {
+            (Some(toml::Value::Table(a)), Some(toml::Value::Table(b))) => first_difference(a, b, &path),
+            (a, b) if a == b => None,
+            _ => Some(path),
+        }
+    })
+}

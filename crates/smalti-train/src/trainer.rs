@@ -1,0 +1,389 @@
+//! The training loop: one visible straight line of batch, gradients, clip, step, EMA, log. What is trained comes in through
+//! [`Objective`], how through the [`Recipe`].
+
+use crate::objective::{Evaluation, Objective, StepOutput};
+use crate::objectives::indices;
+use crate::run_folder::{self, Metrics, RunFolder, State};
+use crate::tensorboard::EventWriter;
+use crate::{AdamW, Recipe, ema, gradients};
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Int, Tensor};
+use serde::Serialize;
+use serde_json::json;
+use smalti_base::{Error, Progress, Result, files};
+use smalti_data::image::encode_png;
+use smalti_models::checkpoint::weights::{Precision, load_module, save_module};
+use smalti_models::quantizers::{Stats, usage::Usage};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// After so many skipped steps in a row a run stops.
+const SKIPS_IN_A_ROW: u64 = 10;
+
+/// What a run came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Steps done in all.
+    pub step: u64,
+    /// Steps skipped because something was not finite.
+    pub skipped: u64,
+    /// Whether all steps of the recipe are done; otherwise the run was interrupted and can go on.
+    pub finished: bool,
+    /// Seconds of this call.
+    pub seconds: f64,
+    /// Values of the last evaluation.
+    pub evaluation: serde_json::Map<String, serde_json::Value>,
+    /// The finished bundle.
+    pub bundle: Option<PathBuf>,
+    /// The run's folder.
+    pub folder: PathBuf,
+}
+
+struct Trainer<'a, O: Objective> {
+    objective: &'a O,
+    recipe: &'a Recipe,
+    folder: &'a RunFolder,
+    progress: &'a dyn Progress,
+    model: O::Model,
+    average: Option<O::Model>,
+    optimizer: AdamW,
+    state: State,
+    metrics: Metrics,
+    events: EventWriter,
+    window: Window,
+    evaluation: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What was seen since the last line of the log, still on the device.
+#[derive(Default)]
+struct Window {
+    terms: Vec<(&'static str, Tensor<1>)>,
+    counts: Vec<(&'static str, Tensor<1>)>,
+    norms: Vec<f64>,
+    codes: Vec<Tensor<2, Int>>,
+    micro_steps: usize,
+    since: Option<Instant>,
+    steps: u64,
+}
+
+/// Trains `model` until the recipe's last step, or until the user stops it. Goes on from the newest checkpoint in the
+/// folder, and then ends with the same bytes as a run that was never stopped.
+///
+/// # Errors
+/// Data, checkpoints or logs that cannot be read or written; too many steps that are not finite.
+pub fn train<O: Objective>(
+    objective: &O,
+    model: O::Model,
+    recipe: &Recipe,
+    folder: &RunFolder,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
+    let began = Instant::now();
+    let mut trainer = Trainer::open(objective, model, recipe, folder, progress)?;
+    let per_step = recipe.batch.size as u64 * recipe.batch.accumulate as u64;
+    let mut batches = objective.batches(trainer.state.step * per_step)?;
+    progress.begin(&recipe.name, recipe.schedule.steps, "steps");
+    progress.advance(trainer.state.step, "");
+    trainer.window.since = Some(Instant::now());
+    let mut skips = 0;
+    while trainer.state.step < recipe.schedule.steps && !progress.cancelled() {
+        let step = trainer.state.step;
+        // Draws of layers such as dropout come from the device: a step's draws depend on nothing but the step.
+        device.seed(recipe.seed.wrapping_add(step.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let mut sum = GradientsParams::new();
+        let mut stats = None;
+        for micro in 0..recipe.batch.accumulate {
+            let batch = batches.next().ok_or_else(|| Error::invalid("data", "ended unexpectedly"))??;
+            let mut output = objective.step(&trainer.model, batch, step, micro as u64)?;
+            let weight = 1.0 / recipe.batch.accumulate as f64;
+            gradients::accumulate(&trainer.model, &mut sum, &mut output.gradients, weight);
+            stats = merge(stats, output.stats.take());
+            trainer.window.see(output);
+        }
+        if trainer.clip(&mut sum) {
+            trainer.apply(sum, stats, step);
+            skips = 0;
+        } else {
+            trainer.state.skipped += 1;
+            skips += 1;
+            progress.say(&format!("step {step} skipped: its loss or gradient is not finite"));
+        }
+        trainer.state.step += 1;
+        trainer.window.steps += 1;
+        if skips >= SKIPS_IN_A_ROW {
+            let checkpoint = folder.checkpoint(folder.steps()?.last().copied().unwrap_or(0));
+            return Err(Error::NonFinite { step, skipped: skips, checkpoint });
+        }
+        trainer.after_step()?;
+    }
+    progress.end();
+    trainer.finish(began)
+}
+
+impl<'a, O: Objective> Trainer<'a, O> {
+    fn open(
+        objective: &'a O,
+        model: O::Model,
+        recipe: &'a Recipe,
+        folder: &'a RunFolder,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let average = recipe.ema.as_ref().map(|_| model.valid());
+        let optimizer = AdamW::new(&recipe.optimizer, &model)?;
+        let newest = folder.steps()?.last().copied();
+        let metrics = folder.metrics(newest.unwrap_or(0))?;
+        let events = EventWriter::create(folder.root())?;
+        let mut trainer = Self {
+            objective,
+            recipe,
+            folder,
+            progress,
+            model,
+            average,
+            optimizer,
+            state: State::default(),
+            metrics,
+            events,
+            window: Window::default(),
+            evaluation: serde_json::Map::new(),
+        };
+        if let Some(step) = newest {
+            trainer.load(step)?;
+            progress.say(&format!("going on from step {step}"));
+        }
+        Ok(trainer)
+    }
+
+    fn load(&mut self, step: u64) -> Result<()> {
+        let path = self.folder.checkpoint(step);
+        self.state = run_folder::read_state(&path)?;
+        self.model = load_module(self.model.clone(), &path.join("model.safetensors"))?;
+        if let Some(average) = self.average.take() {
+            self.average = Some(load_module(average, &path.join("ema.safetensors"))?);
+        }
+        self.optimizer.moments = load_module(self.optimizer.moments.clone(), &path.join("optimizer.safetensors"))?;
+        Ok(())
+    }
+
+    fn save(&self) -> Result<()> {
+        let path = self.folder.checkpoint(self.state.step);
+        if path.exists() {
+            return Ok(());
+        }
+        let none = std::collections::BTreeMap::new();
+        files::write_folder(&path, |inside| {
+            save_module(&self.model, &inside.join("model.safetensors"), Precision::F32, &none)?;
+            if let Some(average) = &self.average {
+                save_module(average, &inside.join("ema.safetensors"), Precision::F32, &none)?;
+            }
+            save_module(&self.optimizer.moments, &inside.join("optimizer.safetensors"), Precision::F32, &none)?;
+            run_folder::write_state(inside, &self.state)
+        })?;
+        self.folder.prune(self.recipe.checkpoint.keep, self.state.best.map(|(_, step)| step))
+    }
+
+    /// Clips each optimiser's gradients; false if any is not finite. Reading the norms is the one wait for the device in a
+    /// step: without it a step that must be skipped would already have been applied.
+    fn clip(&mut self, sum: &mut GradientsParams) -> bool {
+        let critic = self.objective.critic_prefix();
+        let is_critic = |path: &str| critic.is_some_and(|prefix| path.starts_with(prefix));
+        for part in [false, true] {
+            let belongs = |path: &str| is_critic(path) == part;
+            let Some(norm) = gradients::global_norm(&self.model, sum, belongs) else { continue };
+            let norm = f64::from(norm.into_scalar::<f32>());
+            if !norm.is_finite() {
+                return false;
+            }
+            if !part {
+                self.window.norms.push(norm);
+            }
+            if let Some(limit) = self.recipe.optimizer.clip_norm.filter(|limit| norm > *limit) {
+                gradients::scale(&self.model, sum, limit / (norm + 1e-6), belongs);
+            }
+        }
+        true
+    }
+
+    fn apply(&mut self, mut sum: GradientsParams, stats: Option<Stats>, step: u64) {
+        let factor = self.recipe.schedule.factor(step);
+        let model = self.optimizer.step(self.model.clone(), &mut sum, self.state.updates, factor);
+        let (model, counts) = self.objective.update(model, stats, step);
+        self.model = model;
+        for (name, count) in counts {
+            add(&mut self.window.counts, name, count);
+        }
+        self.state.updates += 1;
+        if let (Some(config), Some(average)) = (&self.recipe.ema, self.average.take()) {
+            self.average = Some(ema::update(config, average, &self.model, step));
+        }
+    }
+
+    fn after_step(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let last = step == self.recipe.schedule.steps;
+        if step.is_multiple_of(self.recipe.logging.every) || last {
+            self.log()?;
+        } else {
+            self.progress.advance(step, "");
+        }
+        if step.is_multiple_of(self.recipe.evaluation.every) || last {
+            self.evaluate()?;
+        }
+        if step.is_multiple_of(self.recipe.checkpoint.every) || last {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn log(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let window = std::mem::replace(&mut self.window, Window { since: Some(Instant::now()), ..Window::default() });
+        let seconds = window.since.map(|since| since.elapsed().as_secs_f64()).unwrap_or_default().max(1e-9);
+        let images = window.steps * self.recipe.batch.size as u64 * self.recipe.batch.accumulate as u64;
+        let mut line = serde_json::Map::new();
+        line.insert("step".into(), json!(step));
+        let mut note = Vec::new();
+        for (name, value) in window.values() {
+            line.insert(name.to_string(), json!(value));
+            self.events.scalar(&format!("train/{name}"), step, value)?;
+            if name == "loss" {
+                note.push(format!("loss {value:.4}"));
+            }
+        }
+        let rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.factor(step.saturating_sub(1));
+        line.insert("learning_rate".into(), json!(rate));
+        self.events.scalar("train/learning_rate", step, rate)?;
+        if let Some(usage) = self.objective.vocabulary().map(|codes| window.usage(codes)).transpose()?.flatten() {
+            line.insert("codebook_usage".into(), json!(usage.used_fraction()));
+            line.insert("codebook_perplexity".into(), json!(usage.perplexity()));
+            self.events.scalar("train/codebook_usage", step, usage.used_fraction())?;
+            self.events.scalar("train/codebook_perplexity", step, usage.perplexity())?;
+            note.push(format!("codes {:.0}%", 100.0 * usage.used_fraction()));
+            let counts: Vec<f64> = usage.histogram().iter().map(|c| *c as f64).collect();
+            let limits: Vec<f64> = (1..=counts.len()).map(|i| i as f64).collect();
+            self.events.histogram("train/code_use", step, &limits, &counts)?;
+        }
+        let speed = images as f64 / seconds;
+        line.insert("skipped".into(), json!(self.state.skipped));
+        line.insert("images_per_second".into(), json!(speed));
+        self.metrics.line(&serde_json::Value::Object(line))?;
+        note.push(format!("{speed:.1} img/s"));
+        self.progress.advance(step, &note.join(", "));
+        Ok(())
+    }
+
+    /// The model as it is used: averaged if the recipe says so, on the plain device.
+    fn model_in_use(&self) -> O::Model {
+        self.average.clone().unwrap_or_else(|| self.model.valid())
+    }
+
+    fn evaluate(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let Evaluation { values, score, picture } =
+            self.objective.evaluate(&self.model_in_use(), &smalti_base::progress::Silent)?;
+        self.evaluation = serde_json::Map::new();
+        let mut line = serde_json::Map::from_iter([("step".to_string(), json!(step))]);
+        for (name, value) in &values {
+            self.events.scalar(&format!("validation/{name}"), step, *value)?;
+            line.insert(format!("validation_{name}"), json!(value));
+            self.evaluation.insert((*name).to_string(), json!(value));
+        }
+        self.metrics.line(&serde_json::Value::Object(line))?;
+        let shown: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        self.progress.say(&format!("step {step}, validation: {}", shown.join(", ")));
+        if let Some(picture) = picture {
+            let path = self.folder.samples().join(format!("step-{step:08}.png"));
+            let png = encode_png(&picture, None)?;
+            files::write_bytes(&path, &png)?;
+            self.events.picture("validation/samples", step, picture.width, picture.height, &png)?;
+        }
+        if self.state.best.is_none_or(|(best, _)| score < best) {
+            self.state.best = Some((score, step));
+        }
+        // The best must have a checkpoint to be kept.
+        if self.state.best.is_some_and(|(_, best)| best == step) { self.save() } else { Ok(()) }
+    }
+
+    fn finish(self, began: Instant) -> Result<Outcome> {
+        let step = self.state.step;
+        let finished = step >= self.recipe.schedule.steps;
+        self.save()?;
+        let bundle = self.folder.bundle();
+        if finished {
+            let facts = json!({
+                "recipe": self.recipe.name,
+                "steps": step,
+                "seed": self.recipe.seed,
+                "validation": self.evaluation,
+            });
+            let model = self.model_in_use();
+            files::write_folder(&bundle, |inside| self.objective.export(&model, inside, &facts))?;
+        }
+        Ok(Outcome {
+            step,
+            skipped: self.state.skipped,
+            finished,
+            seconds: began.elapsed().as_secs_f64(),
+            evaluation: self.evaluation,
+            bundle: finished.then_some(bundle),
+            folder: self.folder.root().to_path_buf(),
+        })
+    }
+}
+
+impl Window {
+    fn see(&mut self, output: StepOutput) {
+        for (name, value) in output.terms {
+            add(&mut self.terms, name, value);
+        }
+        self.codes.extend(output.codes);
+        self.micro_steps += 1;
+    }
+
+    /// Means of the terms and norms, and sums of the counts.
+    fn values(&self) -> Vec<(&'static str, f64)> {
+        let mut values: Vec<(&'static str, f64)> = self
+            .terms
+            .iter()
+            .map(|(name, sum)| (*name, f64::from(sum.clone().into_scalar::<f32>()) / self.micro_steps.max(1) as f64))
+            .collect();
+        if !self.norms.is_empty() {
+            values.push(("gradient_norm", self.norms.iter().sum::<f64>() / self.norms.len() as f64));
+        }
+        values.extend(self.counts.iter().map(|(name, sum)| (*name, f64::from(sum.clone().into_scalar::<f32>()))));
+        values
+    }
+
+    fn usage(&self, vocabulary: usize) -> Result<Option<Usage>> {
+        if self.codes.is_empty() {
+            return Ok(None);
+        }
+        let mut usage = Usage::new(vocabulary);
+        usage.add(indices(Tensor::cat(self.codes.clone(), 0))?);
+        Ok(Some(usage))
+    }
+}
+
+fn add(sums: &mut Vec<(&'static str, Tensor<1>)>, name: &'static str, value: Tensor<1>) {
+    match sums.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, sum)) => *sum = sum.clone() + value,
+        None => sums.push((name, value)),
+    }
+}
+
+/// Statistics of micro-batches, one after the other.
+fn merge(old: Option<Stats>, new: Option<Stats>) -> Option<Stats> {
+    match (old, new) {
+        (Some(old), Some(new)) => {
+            let join = |a: Option<Tensor<2>>, b| a.zip(b).map(|(a, b)| Tensor::cat(vec![a, b], 0));
+            let join_codes = |a: Option<Tensor<1, Int>>, b| a.zip(b).map(|(a, b)| Tensor::cat(vec![a, b], 0));
+            Some(Stats {
+                latents_nc: join(old.latents_nc, new.latents_nc),
+                codes_n: join_codes(old.codes_n, new.codes_n),
+            })
+        }
+        (old, new) => new.or(old),
+    }
+}
