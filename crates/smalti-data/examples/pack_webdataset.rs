@@ -6,11 +6,12 @@
 //!
 //! Each line of `metadata.jsonl` becomes `KEY.png` (RGBA, SIZE x SIZE) and `KEY.json` (text, label, sublabel, keywords).
 //! Images are resized with premultiplied alpha, then each channel is rounded to BITS bits (6 unless given: an error of at
-//! most 2 levels of 255, and files a third smaller). The same input gives the same bytes.
+//! most 2 levels of 255, and files a third smaller). A name that is listed twice is packed once. The same input gives the same bytes.
 
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image};
 use image::{ExtendedColorType, ImageEncoder, codecs::png};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::error::Error;
 use std::path::Path;
 
@@ -29,21 +30,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(folder);
     let metadata = std::fs::read_to_string(folder.join("metadata.jsonl"))?;
     let mut archive = tar::Builder::new(Vec::new());
-    let mut count = 0;
+    let mut keys = HashSet::new();
     for line in metadata.lines() {
         let record: Map<String, Value> = serde_json::from_str(line)?;
         let name = record.get("file_name").and_then(Value::as_str).ok_or("a line without file_name")?;
         let key = Path::new(name).file_stem().ok_or("a file_name without a name")?.to_string_lossy().replace('.', "_");
+        if !keys.insert(key.clone()) {
+            continue;
+        }
         let rgba = image::open(folder.join(name))?.to_rgba8();
         append(&mut archive, &format!("{key}.png"), &png(&round(shrink(rgba, size)?, bits), size)?)?;
         let kept: Map<String, Value> =
             FIELDS.iter().filter_map(|f| record.get(*f).map(|v| (f.to_string(), v.clone()))).collect();
         append(&mut archive, &format!("{key}.json"), &serde_json::to_vec(&kept)?)?;
-        count += 1;
     }
     let bytes = archive.into_inner()?;
     std::fs::write(output, &bytes)?;
-    println!("{count} images, {} bytes: {output}", bytes.len());
+    println!("{} images, {} bytes: {output}", keys.len(), bytes.len());
     Ok(())
 }
 

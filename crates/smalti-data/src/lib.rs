@@ -7,9 +7,13 @@
 pub mod datasets;
 pub mod image;
 pub mod loader;
+pub mod shard;
+pub mod text;
 pub mod transforms;
 
 pub use datasets::{DataConfig, Dataset};
 pub use image::Image;
 pub use loader::{ImageBatch, Loader};
+pub use shard::{ShardWriter, Shards, TokenRow};
+pub use text::TextTokenizer;
 pub use transforms::Transform;

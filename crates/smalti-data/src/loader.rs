@@ -7,6 +7,7 @@
 use crate::datasets::{About, Dataset};
 use crate::image::Limits;
 use crate::transforms::Pipeline;
+use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, Rng};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -81,7 +82,8 @@ impl ImageBatch {
 }
 
 /// An image that could not be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Skipped {
     /// Its number in the data set.
     pub index: usize,
