@@ -48,9 +48,10 @@ fn tally(latents_nc: &Tensor<2>, codes_n: &Tensor<1, Int>, k: usize) -> (Tensor<
     (counts, sums)
 }
 
-/// A parameter with a new value on a plain device, else unchanged.
+/// A parameter with a new value; all else about it stays.
 fn replaced<const D: usize>(param: Param<Tensor<D>>, value: Tensor<D>) -> Param<Tensor<D>> {
     let id = param.id;
+    let value = if param.val().is_autodiff() { value.autodiff() } else { value };
     param.transform_for_load(value, id)
 }
 

@@ -1,0 +1,437 @@
+//! Key rules: how the tensors of an official checkpoint become ours, as data.
+//!
+//! A system's file in `checkpoints/` holds an ordered list of rules for each part. Each tensor passes all rules from the top;
+//! each rule whose pattern is found in the tensor's name, as the rules above left it, is applied. Nothing is read while rules
+//! are planned: values are changed when the module asks for them.
+
+use super::tensors::{Source, Stored, Values};
+use super::weights::{Report, load_from};
+use burn::module::Module;
+use regex::Regex;
+use serde::Deserialize;
+use smalti_base::{Error, Result, config};
+use std::collections::BTreeMap;
+
+/// The rule files of this build, by system.
+const FILES: &[(&str, &str)] = &[
+    ("fsq", include_str!("../../../../checkpoints/fsq.toml")),
+    ("maskgit", include_str!("../../../../checkpoints/maskgit.toml")),
+    ("vq", include_str!("../../../../checkpoints/vq.toml")),
+    ("vqgan", include_str!("../../../../checkpoints/vqgan.toml")),
+];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleFile {
+    #[serde(rename = "source")]
+    _source: String,
+    parts: BTreeMap<String, RawRules>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRules {
+    #[serde(default)]
+    optional: Vec<String>,
+    rules: Vec<RawRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRule {
+    find: String,
+    when: Option<String>,
+    unless: Option<String>,
+    rename: Option<String>,
+    #[serde(default)]
+    drop: bool,
+    permute: Option<Vec<usize>>,
+    squeeze: Option<usize>,
+    merge: Option<usize>,
+    split: Option<RawSplit>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSplit {
+    axis: usize,
+    into: Vec<String>,
+}
+
+/// The rules of one part of a system.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    place: String,
+    optional: Vec<Regex>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug)]
+struct Rule {
+    find: Regex,
+    /// Only for sources with, or without, a tensor of such a name.
+    when: Option<Regex>,
+    unless: Option<Regex>,
+    rename: Option<String>,
+    drop: bool,
+    changes: Vec<Change>,
+    /// Axis and the replacements that name the equal pieces.
+    split: Option<(usize, Vec<String>)>,
+}
+
+/// A change of a tensor's axes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Change {
+    /// New order of the axes.
+    Permute(Vec<usize>),
+    /// Takes an axis of length 1 away.
+    Squeeze(usize),
+    /// Joins an axis with the next.
+    Merge(usize),
+    /// The piece `.1` of `.2` equal ones along an axis.
+    Piece(usize, usize, usize),
+}
+
+impl Rules {
+    /// The rules that come with this build, for example `("vqgan", "tokenizer")`.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for another system or part.
+    pub fn builtin(system: &str, part: &str) -> Result<Self> {
+        let Some((_, text)) = FILES.iter().find(|(name, _)| *name == system) else {
+            return Err(Error::unknown("checkpoint rules", "system", system, FILES.iter().map(|(name, _)| *name)));
+        };
+        Self::parse(text, &format!("checkpoints/{system}.toml"), part)
+    }
+
+    /// Reads one part's rules from the text of a rule file; `place` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Unknown`] if the text is no rule file or has no such part.
+    pub fn parse(text: &str, place: &str, part: &str) -> Result<Self> {
+        let file: RuleFile = config::parse_toml(text, place, &[])?;
+        let known: Vec<String> = file.parts.keys().cloned().collect();
+        let Some(raw) = file.parts.into_iter().find_map(|(name, raw)| (name == part).then_some(raw)) else {
+            return Err(Error::unknown(place, "part", part, known));
+        };
+        let regex = |pattern: &String| Regex::new(pattern).map_err(|e| Error::invalid(place, e.to_string()));
+        let maybe = |pattern: &Option<String>| pattern.as_ref().map(regex).transpose();
+        let rules = raw.rules.into_iter().map(|raw| {
+            Ok(Rule {
+                find: regex(&raw.find)?,
+                when: maybe(&raw.when)?,
+                unless: maybe(&raw.unless)?,
+                rename: raw.rename,
+                drop: raw.drop,
+                changes: [
+                    raw.permute.map(Change::Permute),
+                    raw.squeeze.map(Change::Squeeze),
+                    raw.merge.map(Change::Merge),
+                ]
+                .into_iter()
+                .flatten()
+                .collect(),
+                split: raw.split.map(|split| (split.axis, split.into)),
+            })
+        });
+        Ok(Self {
+            place: place.to_string(),
+            optional: raw.optional.iter().map(regex).collect::<Result<_>>()?,
+            rules: rules.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Loads an official checkpoint into a module. Everything must fit: only tensors that a rule drops may be left over, and
+    /// only parameters that the rules call optional may keep their values.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the tensors that are missing, unused or of another shape, with the nearest names.
+    pub fn import<M: Module>(&self, module: M, source: &dyn Source) -> Result<(M, Report)> {
+        let plan = self.plan(source)?;
+        load_from(module, &plan, &|name| self.optional.iter().any(|pattern| pattern.is_match(name)))
+    }
+
+    /// Applies the rules to a source's names and shapes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a rule does not suit a tensor's shape, or two tensors get one name.
+    pub fn plan<'a>(&self, source: &'a dyn Source) -> Result<Plan<'a>> {
+        let shapes = source.shapes();
+        let active: Vec<&Rule> = self
+            .rules
+            .iter()
+            .filter(|rule| {
+                let found = |pattern: &Regex| shapes.keys().any(|name| pattern.is_match(name));
+                rule.when.as_ref().is_none_or(found) && !rule.unless.as_ref().is_some_and(found)
+            })
+            .collect();
+        let mut plan = Plan { source, steps: BTreeMap::new(), dropped: Vec::new() };
+        for (name, shape) in &shapes {
+            let mut pieces = vec![Step { from: name.clone(), shape: shape.clone(), changes: Vec::new() }.named(name)];
+            for rule in &active {
+                pieces = pieces.into_iter().map(|piece| self.apply(rule, piece)).collect::<Result<Vec<_>>>()?.concat();
+            }
+            if pieces.is_empty() {
+                plan.dropped.push(name.clone());
+            }
+            for (target, step) in pieces {
+                if let Some(other) = plan.steps.insert(target.clone(), step) {
+                    let problem = format!("both `{}` and `{name}` of {} become `{target}`", other.from, source.place());
+                    return Err(Error::invalid(&self.place, problem));
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// One rule on one tensor: none, one or several come out.
+    fn apply(&self, rule: &Rule, (name, mut step): (String, Step)) -> Result<Vec<(String, Step)>> {
+        if !rule.find.is_match(&name) {
+            return Ok(vec![(name, step)]);
+        }
+        if rule.drop {
+            return Ok(Vec::new());
+        }
+        for change in &rule.changes {
+            step.change(change.clone()).map_err(|problem| self.unsuited(&name, rule, &problem))?;
+        }
+        let Some((axis, names)) = &rule.split else {
+            let name = match &rule.rename {
+                Some(new) => rule.find.replace(&name, new.as_str()).into_owned(),
+                None => name,
+            };
+            return Ok(vec![(name, step)]);
+        };
+        let pieces = names.iter().enumerate().map(|(i, new)| {
+            let mut piece = step.clone();
+            let change = Change::Piece(*axis, i, names.len());
+            piece.change(change).map_err(|problem| self.unsuited(&name, rule, &problem))?;
+            Ok((rule.find.replace(&name, new.as_str()).into_owned(), piece))
+        });
+        pieces.collect()
+    }
+
+    fn unsuited(&self, name: &str, rule: &Rule, problem: &str) -> Error {
+        Error::invalid(&self.place, format!("the rule `{}` does not suit tensor `{name}`: {problem}", rule.find))
+    }
+}
+
+/// A source seen through rules.
+pub struct Plan<'a> {
+    source: &'a dyn Source,
+    steps: BTreeMap<String, Step>,
+    dropped: Vec<String>,
+}
+
+impl Plan<'_> {
+    /// The tensors that the rules leave out.
+    pub fn dropped(&self) -> &[String] {
+        &self.dropped
+    }
+}
+
+impl Source for Plan<'_> {
+    fn place(&self) -> String {
+        self.source.place()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.steps.iter().map(|(name, step)| (name.clone(), step.shape.clone())).collect()
+    }
+
+    fn read(&self, name: &str) -> Result<Stored> {
+        let Some(step) = self.steps.get(name) else {
+            return Err(Error::unknown(self.place(), "tensor", name, self.steps.keys()));
+        };
+        let mut stored = self.source.read(&step.from)?;
+        for change in &step.changes {
+            stored = change.values(stored);
+        }
+        Ok(stored)
+    }
+}
+
+/// Where a tensor comes from and what happens to it.
+#[derive(Clone, Debug)]
+struct Step {
+    from: String,
+    shape: Vec<usize>,
+    changes: Vec<Change>,
+}
+
+impl Step {
+    fn named(self, name: &str) -> (String, Self) {
+        (name.to_string(), self)
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), String> {
+        self.shape = change.shape(&self.shape)?;
+        self.changes.push(change);
+        Ok(())
+    }
+}
+
+impl Change {
+    fn shape(&self, shape: &[usize]) -> Result<Vec<usize>, String> {
+        let mut new = shape.to_vec();
+        match self {
+            Self::Permute(order) => {
+                let mut sorted = order.clone();
+                sorted.sort_unstable();
+                if sorted != (0..shape.len()).collect::<Vec<_>>() {
+                    return Err(format!("{order:?} is not an order of the axes of {shape:?}"));
+                }
+                new = order.iter().map(|axis| shape[*axis]).collect();
+            }
+            Self::Squeeze(axis) => {
+                if shape.get(*axis) != Some(&1) {
+                    return Err(format!("axis {axis} of {shape:?} is not of length 1"));
+                }
+                new.remove(*axis);
+            }
+            Self::Merge(axis) => {
+                if axis + 1 >= shape.len() {
+                    return Err(format!("{shape:?} has no axes {axis} and {}", axis + 1));
+                }
+                new[*axis] *= new.remove(axis + 1);
+            }
+            Self::Piece(axis, _, pieces) => match shape.get(*axis) {
+                Some(length) if *pieces > 0 && length % pieces == 0 => new[*axis] /= pieces,
+                _ => return Err(format!("axis {axis} of {shape:?} has no {pieces} equal pieces")),
+            },
+        }
+        Ok(new)
+    }
+
+    /// Changes the values. The shape was found to suit when the plan was made.
+    fn values(&self, stored: Stored) -> Stored {
+        let Ok(shape) = self.shape(&stored.shape) else {
+            return stored;
+        };
+        let values = match self {
+            Self::Squeeze(_) | Self::Merge(_) => stored.values,
+            Self::Permute(order) => {
+                let index = permuted(&stored.shape, order);
+                gather(&stored.values, &index)
+            }
+            Self::Piece(axis, piece, pieces) => {
+                let inner: usize = stored.shape[*axis..].iter().product();
+                let part = inner / pieces;
+                let starts = (0..stored.values.len() / inner.max(1)).map(|outer| outer * inner + piece * part);
+                let index: Vec<usize> = starts.flat_map(|start| start..start + part).collect();
+                gather(&stored.values, &index)
+            }
+        };
+        Stored { shape, values }
+    }
+}
+
+/// For each place of the permuted tensor, in order, the place that it comes from.
+fn permuted(shape: &[usize], order: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    let mut index = vec![0];
+    for axis in order {
+        let (length, stride) = (shape[*axis], strides[*axis]);
+        index = index.into_iter().flat_map(|start: usize| (0..length).map(move |i| start + i * stride)).collect();
+    }
+    index
+}
+
+fn gather(values: &Values, index: &[usize]) -> Values {
+    match values {
+        Values::Floats(v) => Values::Floats(index.iter().map(|i| v[*i]).collect()),
+        Values::Ints(v) => Values::Ints(index.iter().map(|i| v[*i]).collect()),
+        Values::Bools(v) => Values::Bools(index.iter().map(|i| v[*i]).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> BTreeMap<String, Stored> {
+        let tensor = |shape: &[usize]| Stored {
+            shape: shape.to_vec(),
+            values: Values::Floats((0..shape.iter().product::<usize>()).map(|i| i as f32).collect()),
+        };
+        BTreeMap::from([
+            ("net.qkv.weight".to_string(), tensor(&[6, 2])),
+            ("net.norm.weight".to_string(), tensor(&[2])),
+            ("loss.x".to_string(), tensor(&[1])),
+            ("heads/kernel".to_string(), tensor(&[2, 3, 4])),
+            ("one".to_string(), tensor(&[1, 5])),
+        ])
+    }
+
+    const TEXT: &str = r#"
+        source = "a test"
+        [[parts.net.rules]]
+        find = '^loss\.'
+        drop = true
+        [[parts.net.rules]]
+        find = 'qkv\.weight$'
+        split = { axis = 0, into = ["q.weight", "k.weight", "v.weight"] }
+        [[parts.net.rules]]
+        find = '\.([qkv])\.weight$'
+        rename = '.$1.w'
+        permute = [1, 0]
+        [[parts.net.rules]]
+        find = 'norm\.weight$'
+        rename = 'norm.gamma'
+        [[parts.net.rules]]
+        find = '^heads/kernel$'
+        merge = 1
+        [[parts.net.rules]]
+        find = '^one$'
+        squeeze = 0
+        [[parts.net.rules]]
+        find = 'one'
+        unless = 'qkv'
+        drop = true
+    "#;
+
+    #[test]
+    fn rules_rename_and_reshape_in_order() {
+        let source = source();
+        let plan = Rules::parse(TEXT, "t.toml", "net").unwrap().plan(&source).unwrap();
+        assert_eq!(plan.dropped(), ["loss.x"]);
+        let names: Vec<String> = plan.shapes().into_keys().collect();
+        assert_eq!(names, ["heads/kernel", "net.k.w", "net.norm.gamma", "net.q.w", "net.v.w", "one"]);
+        let k = plan.read("net.k.w").unwrap();
+        assert_eq!((k.shape.as_slice(), k.floats().unwrap()), (&[2, 2][..], &[4.0, 6.0, 5.0, 7.0][..]));
+        assert_eq!(plan.read("heads/kernel").unwrap().shape, [2, 12]);
+        assert_eq!(plan.read("one").unwrap().shape, [5]);
+    }
+
+    #[test]
+    fn rules_that_do_not_suit_are_errors() {
+        let source = source();
+        let rule = |text: &str| {
+            let text = format!("source = \"t\"\n[[parts.net.rules]]\n{text}");
+            Rules::parse(&text, "t.toml", "net")
+                .and_then(|rules| rules.plan(&source).map(|_| ()))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(rule("find = 'norm'\npermute = [1, 0]").contains("does not suit tensor `net.norm.weight`"));
+        assert!(rule("find = 'norm'\nmerge = 0").contains("no axes 0 and 1"));
+        assert!(rule("find = '^one'\nsqueeze = 1").contains("not of length 1"));
+        assert!(rule("find = '.*'\nrename = 'x'").contains("become `x`"));
+        assert!(rule("find = '('").contains("regex"));
+        assert!(rule("find = 'x'\nrenam = 'y'").contains("did you mean `rename`"));
+        assert!(Rules::parse(TEXT, "t.toml", "nte").unwrap_err().to_string().contains("did you mean `net`"));
+    }
+
+    #[test]
+    fn every_rule_file_of_this_build_parses() {
+        for (system, text) in FILES {
+            let file: RuleFile = config::parse_toml(text, system, &[]).unwrap();
+            for part in file.parts.keys() {
+                Rules::builtin(system, part).unwrap();
+            }
+        }
+    }
+}

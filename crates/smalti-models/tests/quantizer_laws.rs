@@ -1,0 +1,322 @@
+//! What must hold for every quantizer, and the arithmetic of those that move their codebook.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use smalti_base::Rng;
+use smalti_models::quantizers::codebook::EmaDialect;
+use smalti_models::quantizers::fsq::FsqDialect;
+use smalti_models::quantizers::vq::{Estimator, Learning, Metric, Revive, ReviveUnit};
+use smalti_models::quantizers::{FsqConfig, Quantizer, QuantizerConfig, Stats, Vq, VqConfig};
+
+const SHAPE: [usize; 4] = [2, 4, 3, 5];
+
+fn ema(dialect: EmaDialect) -> Learning {
+    Learning::Ema { decay: 0.9, epsilon: 1e-5, dialect }
+}
+
+fn arms() -> Vec<QuantizerConfig> {
+    let vq = VqConfig::new(11, 4);
+    let with = |change: &dyn Fn(&mut VqConfig)| {
+        let mut config = vq.clone();
+        change(&mut config);
+        QuantizerConfig::Vq(config)
+    };
+    let fsq =
+        |levels: &[usize], dialect| QuantizerConfig::Fsq(FsqConfig { levels: levels.to_vec(), channels: 4, dialect });
+    let mut arms = vec![
+        with(&|_| ()),
+        with(&|c| c.codebook = Learning::Gradient { legacy: true }),
+        with(&|c| c.metric = Metric::Cosine),
+        with(&|c| c.metric = Metric::CosineRaw),
+        with(&|c| c.gradient = Estimator::Rotation),
+        with(&|c| (c.metric, c.gradient) = (Metric::Cosine, Estimator::Rotation)),
+        with(&|c| c.projected = Some(2)),
+        with(&|c| c.kmeans_init = Some(3)),
+        with(&|c| c.revive = Some(Revive { threshold: 0.1, unit: ReviveUnit::Mean, every: 1 })),
+        fsq(&[8, 5, 5, 4], FsqDialect::Official),
+        fsq(&[8, 5, 5, 4], FsqDialect::Vqp),
+        fsq(&[2, 3, 4, 8], FsqDialect::Symmetric),
+        fsq(&[8, 6, 5], FsqDialect::Official),
+    ];
+    for dialect in [EmaDialect::Counting, EmaDialect::Empty, EmaDialect::Compounding, EmaDialect::Sonnet] {
+        arms.push(with(&|c| c.codebook = ema(dialect)));
+    }
+    arms
+}
+
+fn normal<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    let mut stream = Rng::new(seed).stream(0, 0);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| stream.normal()).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+fn ints<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
+    tensor.into_data().iter::<i64>().collect()
+}
+
+fn close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!((f - e).abs() <= tolerance * (1.0 + e.abs()), "{name}[{i}]: found {f}, expected {e}");
+    }
+}
+
+/// A quantizer whose codes lie among the latents, so that many of them are used.
+fn spread(config: &VqConfig, device: &Device) -> Vq {
+    let mut vq = config.init(device).unwrap();
+    let c = config.projected.unwrap_or(config.channels);
+    let id = vq.embedding.weight.id;
+    vq.embedding.weight = vq.embedding.weight.transform_for_load(normal([config.codes, c], 5, device), id);
+    if let Some(sums) = vq.embed_avg.take() {
+        let id = sums.id;
+        vq.embed_avg = Some(sums.transform_for_load(normal([config.codes, c], 5, device), id));
+    }
+    vq
+}
+
+#[test]
+fn training_gives_what_decoding_the_codes_gives() {
+    let device = Device::flex().autodiff();
+    for config in arms() {
+        let quantizer = config.init(&device).unwrap();
+        let z = normal(SHAPE, 1, &device);
+        let trained = quantizer.train_forward(z.clone());
+        let codes = quantizer.encode(z);
+        assert_eq!(ints(trained.codes), ints(codes.clone()), "{config:?}");
+        assert!(ints(codes.clone()).iter().all(|code| (0..quantizer.vocabulary() as i64).contains(code)));
+        assert_eq!(codes.dims(), [2, 15]);
+        let decoded = quantizer.decode(codes, 3, 5);
+        assert_eq!(decoded.dims(), SHAPE);
+        close(&format!("{config:?}"), &floats(trained.latents_bchw), &floats(decoded), 1e-5);
+    }
+}
+
+#[test]
+fn codes_survive_decoding_and_encoding() {
+    let device = Device::flex();
+    for config in arms() {
+        let codes = Tensor::<1, Int>::arange(0..config.vocabulary() as i64, &device);
+        match &config {
+            // Layers lead away from the codes and are not each other's inverse.
+            QuantizerConfig::Vq(vq) if vq.projected.is_some() => {}
+            QuantizerConfig::Vq(vq) => {
+                let vq = spread(vq, &device);
+                let codes = codes.reshape([1, 11]);
+                assert_eq!(ints(vq.encode(vq.decode(codes.clone(), 1, 11))), ints(codes), "{config:?}");
+            }
+            // Latents are bounded on the way in, so codes are compared as numbers.
+            QuantizerConfig::Fsq(fsq) => {
+                let fsq = fsq.init(&device).unwrap();
+                let numbers = fsq.numbers(codes.clone());
+                assert!(floats(numbers.clone()).iter().all(|x| x.abs() <= 1.0));
+                assert_eq!(ints(fsq.ids(numbers)), ints(codes), "{config:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_straight_through_gradient_is_the_identity() {
+    let device = Device::flex().autodiff();
+    for metric in [Metric::Euclidean, Metric::CosineRaw] {
+        let vq = spread(&VqConfig { metric, ..VqConfig::new(11, 4) }, &device);
+        let z = normal(SHAPE, 1, &device).require_grad();
+        let upstream = normal(SHAPE, 2, &device);
+        let grads = (vq.train_forward(z.clone()).latents_bchw * upstream.clone()).sum().backward();
+        close("gradient", &floats(z.grad(&grads).unwrap()), &floats(upstream), 1e-6);
+        assert!(vq.embedding.weight.grad(&grads).is_none_or(|g| floats(g).iter().all(|x| *x == 0.0)));
+    }
+}
+
+#[test]
+fn the_rotation_gradient_follows_its_formula() {
+    let device = Device::flex().autodiff();
+    let vq = spread(&VqConfig { gradient: Estimator::Rotation, ..VqConfig::new(11, 4) }, &device);
+    let z = normal([6, 4, 1, 1], 1, &device).require_grad();
+    let upstream = normal([6, 4, 1, 1], 2, &device);
+    let out = vq.train_forward(z.clone());
+    let grads = (out.latents_bchw.clone() * upstream.clone()).sum().backward();
+    let (found, z, q, g) = (floats(z.grad(&grads).unwrap()), floats(z), floats(out.latents_bchw), floats(upstream));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    let unit = |a: &[f32]| a.iter().map(|x| x / dot(a, a).sqrt()).collect::<Vec<f32>>();
+    for row in 0..6 {
+        let at = row * 4..row * 4 + 4;
+        let (z, q, g) = (&z[at.clone()], &q[at.clone()], &g[at.clone()]);
+        let (u, v) = (unit(z), unit(q));
+        let w = unit(&u.iter().zip(&v).map(|(a, b)| a + b).collect::<Vec<f32>>());
+        let scale = dot(q, q).sqrt() / dot(z, z).sqrt();
+        // The transpose of scale * (I - 2 w w' + 2 v u').
+        let expected: Vec<f32> =
+            (0..4).map(|i| scale * (g[i] - 2.0 * dot(g, &w) * w[i] + 2.0 * dot(g, &v) * u[i])).collect();
+        close("rotation", &found[at], &expected, 1e-5);
+    }
+}
+
+#[test]
+fn every_arm_passes_a_finite_gradient() {
+    let device = Device::flex().autodiff();
+    for config in arms() {
+        let quantizer = config.init(&device).unwrap();
+        // Zero latents are where norms have no derivative.
+        let z = (normal(SHAPE, 1, &device) * normal([2, 1, 3, 5], 3, &device).greater_elem(0.0).float()).require_grad();
+        let out = quantizer.train_forward(z.clone());
+        let mut sum = out.latents_bchw.square().sum();
+        if let Some(loss) = out.loss {
+            sum = sum + loss;
+        }
+        let gradient = floats(z.grad(&sum.backward()).unwrap());
+        assert!(gradient.iter().all(|x| x.is_finite()) && gradient.iter().any(|x| *x != 0.0), "{config:?}");
+    }
+}
+
+#[test]
+fn losses_weight_the_two_terms() {
+    let device = Device::flex().autodiff();
+    let z = normal(SHAPE, 1, &device);
+    let loss = |codebook| {
+        let vq = spread(&VqConfig { codebook, ..VqConfig::new(11, 4) }, &device);
+        let out = vq.train_forward(z.clone());
+        let error = floats((out.latents_bchw - z.clone()).square().mean())[0];
+        floats(out.loss.unwrap())[0] / error
+    };
+    for (codebook, expected) in [
+        (Learning::Gradient { legacy: false }, 1.25),
+        (Learning::Gradient { legacy: true }, 1.25),
+        (ema(EmaDialect::Counting), 0.25),
+    ] {
+        assert!((loss(codebook) - expected).abs() < 1e-5, "{codebook:?}");
+    }
+}
+
+fn stats(rows: &[[f32; 2]], codes: &[i64], device: &Device) -> Stats {
+    let latents = TensorData::new(rows.concat(), [rows.len(), 2]);
+    Stats { latents_nc: Some(Tensor::from_data(latents, device)), codes_n: Some(Tensor::from_data(codes, device)) }
+}
+
+#[test]
+fn averages_follow_the_published_update() {
+    let device = Device::flex();
+    let mut config = VqConfig::new(3, 2);
+    config.codebook = ema(EmaDialect::Counting);
+    let vq = spread(&config, &device);
+    let first = floats(vq.embedding.weight.val());
+    let batch = stats(&[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &[0, 0, 2], &device);
+    let (vq, report) = vq.update(&batch, 0, &mut Rng::new(1).stream(0, 0));
+    assert!(!report.started && report.revived.is_none());
+    let counts = [0.9 + 0.2, 0.9, 0.9 + 0.1];
+    let sums: Vec<f32> = first.iter().zip([4.0, 6.0, 0.0, 0.0, 5.0, 6.0]).map(|(e, s)| 0.9 * e + 0.1 * s).collect();
+    close("counts", &floats(vq.cluster_size.as_ref().unwrap().val()), &counts, 1e-6);
+    close("sums", &floats(vq.embed_avg.as_ref().unwrap().val()), &sums, 1e-6);
+    let total = 3.0f32;
+    let codes: Vec<f32> =
+        sums.iter().enumerate().map(|(i, s)| s / ((counts[i / 2] + 1e-5) / (total + 3e-5) * total)).collect();
+    close("codes", &floats(vq.embedding.weight.val()), &codes, 1e-5);
+}
+
+#[test]
+fn revival_replaces_dead_codes_and_restarts_their_averages() {
+    let device = Device::flex();
+    let rows: Vec<[f32; 2]> = (0..8).map(|i| [10.0 + i as f32, -3.0]).collect();
+    for codebook in [ema(EmaDialect::Counting), ema(EmaDialect::Sonnet), Learning::Gradient { legacy: false }] {
+        for unit in [ReviveUnit::Mean, ReviveUnit::Latents] {
+            let mut config = VqConfig::new(4, 2);
+            config.codebook = codebook;
+            config.revive = Some(Revive { threshold: 0.7, unit, every: 60 });
+            let mut vq = spread(&config, &device);
+            let batch = stats(&rows, &[0, 0, 0, 1, 1, 1, 3, 3], &device);
+            let mut revived = None;
+            for step in 0..60 {
+                let (next, report) = vq.update(&batch, step, &mut Rng::new(1).stream(0, step));
+                assert_eq!(report.revived.is_some(), step == 59);
+                (vq, revived) = (next, report.revived);
+            }
+            assert_eq!(ints(revived.unwrap()), [0, 0, 1, 0], "{codebook:?} {unit:?}");
+            let code = floats(vq.embedding.weight.val())[4..6].to_vec();
+            assert!(rows.iter().any(|row| row.as_slice() == code), "the code is a latent of the batch");
+            let counts = floats(vq.cluster_size.as_ref().unwrap().val());
+            assert!(counts[2] > 0.5, "{counts:?}");
+            if let Some(sums) = &vq.embed_avg {
+                let sums = floats(sums.val());
+                close("sum = code * count", &sums[4..6], &[code[0] * counts[2], code[1] * counts[2]], 1e-5);
+                // The next batch without that code moves it nowhere: count and sum belong together.
+                let (next, _) = vq.update(&batch, 60, &mut Rng::new(1).stream(0, 60));
+                close("stays", &floats(next.embedding.weight.val())[4..6], &code, 1e-3);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_k_means_start_takes_codes_from_the_data() {
+    let device = Device::flex();
+    // Four tight heaps; k-means must end on their centres from any rows that lie in four different heaps.
+    let centres = [[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]];
+    let rows: Vec<[f32; 2]> = (0..40).map(|i| [centres[i % 4][0] + (i / 4) as f32 * 0.01, centres[i % 4][1]]).collect();
+    for codebook in [Learning::Gradient { legacy: false }, ema(EmaDialect::Counting), ema(EmaDialect::Sonnet)] {
+        let mut config = VqConfig::new(4, 2);
+        (config.codebook, config.kmeans_init) = (codebook, Some(5));
+        let vq = config.init(&device).unwrap();
+        let batch = stats(&rows, &[0; 40], &device);
+        let latents = batch.latents_nc.clone().unwrap();
+        let started = vq.clone().start_from(&latents, &[0, 1, 2, 3]);
+        let expected: Vec<f32> = centres.iter().flat_map(|c| [c[0] + 0.045, c[1]]).collect();
+        close("centres", &floats(started.embedding.weight.val()), &expected, 1e-4);
+
+        let (vq, report) = vq.update(&batch, 0, &mut Rng::new(3).stream(0, 0));
+        assert!(report.started);
+        let (_, report) = vq.update(&batch, 1, &mut Rng::new(3).stream(0, 1));
+        assert!(!report.started, "only once");
+    }
+    let mut config = VqConfig::new(4, 2);
+    config.kmeans_init = Some(0);
+    let (vq, _) =
+        config.init(&device).unwrap().update(&stats(&rows, &[0; 40], &device), 0, &mut Rng::new(3).stream(0, 0));
+    let codes = floats(vq.embedding.weight.val());
+    assert!(codes.chunks(2).all(|code| rows.iter().any(|row| row.as_slice() == code)), "{codes:?}");
+}
+
+#[test]
+fn an_update_keeps_the_codebook_trainable() {
+    let device = Device::flex().autodiff();
+    let mut config = VqConfig::new(11, 4);
+    config.kmeans_init = Some(2);
+    let vq = spread(&config, &device);
+    let id = vq.embedding.weight.id;
+    let z = normal(SHAPE, 1, &device);
+    let out = vq.train_forward(z.clone());
+    let (vq, _) = vq.update(&out.stats, 0, &mut Rng::new(1).stream(0, 0));
+    assert_eq!(vq.embedding.weight.id, id);
+    let grads = vq.train_forward(z).loss.unwrap().backward();
+    let gradient = floats(vq.embedding.weight.grad(&grads).unwrap());
+    assert!(gradient.iter().any(|x| *x != 0.0));
+    assert!(!vq.valid().embedding.weight.val().is_autodiff());
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let device = Device::flex();
+    for config in [
+        VqConfig::new(0, 4),
+        VqConfig { beta: f64::NAN, ..VqConfig::new(4, 4) },
+        VqConfig {
+            codebook: Learning::Ema { decay: 1.0, epsilon: 1e-5, dialect: EmaDialect::Counting },
+            ..VqConfig::new(4, 4)
+        },
+    ] {
+        assert!(config.init(&device).is_err());
+    }
+    assert!(FsqConfig::new([2, 5], 2).init(&device).is_err());
+    assert!(FsqConfig::new([1 << 16, 1 << 16], 2).init(&device).is_err());
+    let text = r#"{"kind":"vq","codes":8,"channels":4,"codebook":{"kind":"ema","decya":0.9}}"#;
+    assert!(serde_json::from_str::<QuantizerConfig>(text).unwrap_err().to_string().contains("decya"));
+    let text = r#"{"kind":"fsq","levels":[8,5],"channels":4,"depth":1}"#;
+    assert!(serde_json::from_str::<QuantizerConfig>(text).unwrap_err().to_string().contains("depth"));
+    for config in arms() {
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<QuantizerConfig>(&text).unwrap(), config);
+    }
+}
