@@ -19,7 +19,7 @@ pub use trainer::Outcome;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Int, Tensor};
-use objectives::tokenizer::TokenizerObjective;
+use objectives::{generator::GeneratorObjective, tokenizer::TokenizerObjective};
 use smalti_base::{Progress, Result};
 use std::path::Path;
 
@@ -38,7 +38,13 @@ pub fn run(recipe: &Recipe, out: &Path, device: &Device, progress: &dyn Progress
             let model = initialised(objective.init(&trained_on)?);
             trainer::train(&objective, model, recipe, &folder, device, progress)
         }
-        Task::Generator(_) => Err(smalti_base::Error::unsupported("training a generator", "later")),
+        Task::Generator(task) => {
+            let objective = GeneratorObjective::open(recipe, task, device)?;
+            let folder = RunFolder::open(out, &recipe.table()?)?;
+            device.seed(recipe.seed);
+            let model = initialised(task.model.init(&trained_on)?);
+            trainer::train(&objective, model, recipe, &folder, device, progress)
+        }
     }
 }
 

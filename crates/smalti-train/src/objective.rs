@@ -24,6 +24,11 @@ pub trait Objective {
     /// Examples in one epoch.
     fn epoch(&self) -> u64;
 
+    /// Images that could not be used so far, each with its reason.
+    fn skipped(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// Number of codes whose use is logged, if steps return codes.
     fn vocabulary(&self) -> Option<usize> {
         None

@@ -111,6 +111,15 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Lists the images that could not be used, a line each: key, tab, reason.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_skipped(&self, skipped: &[(String, String)]) -> Result<()> {
+        let lines: String = skipped.iter().map(|(key, error)| format!("{key}\t{error}\n")).collect();
+        files::write_bytes(&self.root.join("skipped.tsv"), lines.as_bytes())
+    }
+
     /// Opens `metrics.jsonl` to append, without the lines after `step`: those steps are done again.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub struct Outcome {
     pub step: u64,
     /// Steps skipped because something was not finite.
     pub skipped: u64,
+    /// Images left out because they could not be used; `skipped.tsv` in the run's folder lists them.
+    pub skipped_images: usize,
     /// Whether all steps of the recipe are done; otherwise the run was interrupted and can go on.
     pub finished: bool,
     /// Seconds of this call.
@@ -52,6 +54,7 @@ struct Trainer<'a, O: Objective> {
     metrics: Metrics,
     events: EventWriter,
     window: Window,
+    skipped_images: usize,
     evaluation: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -147,6 +150,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             metrics,
             events,
             window: Window::default(),
+            skipped_images: 0,
             evaluation: serde_json::Map::new(),
         };
         if let Some(step) = newest {
@@ -222,6 +226,14 @@ impl<'a, O: Objective> Trainer<'a, O> {
 
     fn after_step(&mut self) -> Result<()> {
         let step = self.state.step;
+        let skipped = self.objective.skipped();
+        if skipped.len() > self.skipped_images {
+            for (key, error) in &skipped[self.skipped_images..] {
+                self.progress.say(&format!("skipped {key}: {error}"));
+            }
+            self.skipped_images = skipped.len();
+            self.folder.write_skipped(&skipped)?;
+        }
         let last = step == self.recipe.schedule.steps;
         if step.is_multiple_of(self.recipe.logging.every) || last {
             self.log()?;
@@ -324,6 +336,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         Ok(Outcome {
             step,
             skipped: self.state.skipped,
+            skipped_images: self.skipped_images,
             finished,
             seconds: began.elapsed().as_secs_f64(),
             evaluation: self.evaluation,

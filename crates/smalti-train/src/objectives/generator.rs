@@ -3,18 +3,16 @@
 use super::pictures;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::recipe::{EvaluationConfig, GeneratorTask, Recipe, TextConfig};
-use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::{Error, Progress, Result, Rng, files};
 use smalti_data::image::grid;
+use smalti_data::loader::Order;
 use smalti_data::shard::Shards;
 use smalti_data::text::TextTokenizer;
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
-use smalti_models::generators::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorModel, ImageRequest, Request,
-};
+use smalti_models::generators::{Condition, ConditionConfig, Generator, GeneratorModel, ImageRequest, Request};
 use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
 use std::path::Path;
 
@@ -41,7 +39,6 @@ pub struct GeneratorObjective {
 struct Tokens {
     codes: Vec<Vec<i32>>,
     conditions: Vec<Condition>,
-    captions: Vec<String>,
     classes: Vec<String>,
 }
 
@@ -64,12 +61,8 @@ impl GeneratorObjective {
         model_spec.must_equal("the recipe's model", validation.spec(), &task.validation.display().to_string())?;
         let tokenizer_paths = BundlePaths::find(&task.tokenizer)?;
         let tokenizer_config: TokenizerConfig = bundle::read_config(&tokenizer_paths, Part::Tokenizer)?;
-        tokenizer_config.spec()?.must_equal(
-            &task.tokenizer.display().to_string(),
-            model_spec,
-            "the recipe's model",
-        )?;
-        let made_by = &train.manifest().tokenizer_sha256;
+        tokenizer_config.spec()?.must_equal(&task.tokenizer.display().to_string(), model_spec, "the recipe's model")?;
+        let made_by = &train.manifest().origin.tokenizer.sha256;
         let manifest = tokenizer_paths.manifest()?;
         if let Some(part) = manifest.parts.get(&Part::Tokenizer)
             && part.sha256 != *made_by
@@ -87,8 +80,8 @@ impl GeneratorObjective {
         let text = text_tokenizer(task, &train)?;
         let condition = task.model.condition();
         Ok(Self {
-            train: Tokens::read(&train, condition, text.as_ref())?,
-            validation: Tokens::read(&validation, condition, text.as_ref())?,
+            train: Tokens::read(&train, &task.train, condition, text.as_ref())?,
+            validation: Tokens::read(&validation, &task.validation, condition, text.as_ref())?,
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
             name: recipe.name.clone(),
@@ -130,17 +123,12 @@ impl Objective for GeneratorObjective {
     type Batch = TokenBatch;
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<TokenBatch>> + '_>> {
-        let images = self.epoch();
+        let order = Order::new(self.seed, self.train.codes.len());
         let mut at = start;
-        let mut order: (u64, Vec<usize>) = (u64::MAX, Vec::new());
         Ok(Box::new(std::iter::from_fn(move || {
             let mut batch = TokenBatch { codes: Vec::new(), conditions: Vec::new() };
             for _ in 0..self.micro_batch {
-                let epoch = at / images;
-                if order.0 != epoch {
-                    order = (epoch, Rng::new(self.seed).stream(epoch, 0).permutation(images as usize));
-                }
-                let row = order.1[(at % images) as usize];
+                let (_, row) = order.at(at);
                 batch.codes.extend(&self.train.codes[row]);
                 batch.conditions.push(self.train.conditions[row].clone());
                 at += 1;
@@ -220,16 +208,15 @@ impl Objective for GeneratorObjective {
 }
 
 impl Tokens {
-    fn read(shards: &Shards, condition: &ConditionConfig, text: Option<&TextTokenizer>) -> Result<Self> {
+    fn read(shards: &Shards, path: &Path, condition: &ConditionConfig, text: Option<&TextTokenizer>) -> Result<Self> {
         let mut tokens = Self {
             codes: Vec::with_capacity(shards.len()),
             conditions: Vec::with_capacity(shards.len()),
-            captions: Vec::new(),
-            classes: shards.manifest().classes.clone(),
+            classes: shards.classes().to_vec(),
         };
         for index in 0..shards.len() {
             let row = shards.row(index)?;
-            let place = || format!("{}: image `{}`", shards.path().display(), row.key);
+            let place = || format!("{}: image `{}`", path.display(), row.key);
             tokens.conditions.push(match (condition, text) {
                 (ConditionConfig::None, _) => Condition::None,
                 (ConditionConfig::Class { classes }, _) => match row.label {
@@ -248,11 +235,10 @@ impl Tokens {
                     return Err(Error::invalid("recipe: task.text", "is missing, but the model's condition is text"));
                 }
             });
-            tokens.captions.push(row.text.clone().unwrap_or_default());
             tokens.codes.push(row.codes.iter().map(|code| *code as i32).collect());
         }
         match tokens.codes.is_empty() {
-            true => Err(Error::file(shards.path(), "holds no images")),
+            true => Err(Error::file(path, "holds no images")),
             false => Ok(tokens),
         }
     }

@@ -1,5 +1,6 @@
 //! What can be trained: one file for each kind of task.
 
+pub mod generator;
 pub mod tokenizer;
 
 use burn::tensor::{Int, Tensor};

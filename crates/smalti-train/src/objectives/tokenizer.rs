@@ -1,6 +1,6 @@
 //! Training a tokenizer on images.
 
-use super::{indices, pictures};
+use super::indices;
 use crate::gradients::accumulate;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Progress, Result, Rng};
 use smalti_data::datasets::Dataset;
 use smalti_data::image::grid;
-use smalti_data::loader::{ImageBatch, Loader, LoaderConfig};
+use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
 use smalti_eval::{Pair, psnr};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
@@ -17,6 +17,7 @@ use smalti_models::losses::tokenizer::TokenizerLoss;
 use smalti_models::quantizers::{Stats, usage::Usage};
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel};
 use smalti_nn::PatchGan;
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ pub struct TokenizerObjective {
     loss: TokenizerLoss,
     train: Arc<dyn Dataset>,
     validation: Arc<dyn Dataset>,
+    skipped: RefCell<Vec<Skipped>>,
 }
 
 impl TokenizerObjective {
@@ -55,6 +57,7 @@ impl TokenizerObjective {
             loss: task.loss.init(&task.model.spec()?, device)?,
             train: task.train.open(None)?.into(),
             validation: task.validation.open(None)?.into(),
+            skipped: RefCell::default(),
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
             name: recipe.name.clone(),
@@ -84,7 +87,16 @@ impl Objective for TokenizerObjective {
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
         let config = LoaderConfig::new(&self.task.train, self.micro_batch)?;
-        Ok(Box::new(Loader::new(self.train.clone(), config, self.seed, start)?))
+        let mut loader = Loader::new(self.train.clone(), config, self.seed, start)?;
+        Ok(Box::new(std::iter::from_fn(move || {
+            let batch = loader.next();
+            *self.skipped.borrow_mut() = loader.skipped();
+            batch
+        })))
+    }
+
+    fn skipped(&self) -> Vec<(String, String)> {
+        self.skipped.borrow().iter().map(|skipped| (skipped.key.clone(), skipped.error.clone())).collect()
     }
 
     fn epoch(&self) -> u64 {
@@ -131,13 +143,15 @@ impl Objective for TokenizerObjective {
         };
         let (mut images, mut total, mut usage) = (0usize, 0.0, Usage::new(spec.vocabulary));
         let mut shown = Vec::new();
+        let count = self.validation.len().min(self.evaluation.images).max(1);
+        let pictures = self.evaluation.pictures;
         for batch in loader {
             let batch = batch?;
             let original = self.upload(&batch, &self.device);
             let codes = model.model.encode(original.clone());
             let decoded = model.model.decode(&codes);
-            let originals = pictures(original)?;
-            let reconstructions = pictures(decoded)?;
+            let originals = super::pictures(original)?;
+            let reconstructions = super::pictures(decoded)?;
             for (left, right) in originals.iter().zip(&reconstructions) {
                 let (l, r) = (left.to_signed(), right.to_signed());
                 total += psnr(Pair::new(&l, &r, [3, left.height, left.width])?, 2.0);
@@ -145,9 +159,13 @@ impl Objective for TokenizerObjective {
             if let Some(codes) = codes.discrete() {
                 usage.add(indices(codes)?);
             }
-            images += originals.len();
-            let missing = (self.evaluation.pictures * 2).saturating_sub(shown.len());
-            shown.extend(originals.into_iter().zip(reconstructions).flat_map(|(l, r)| [l, r]).take(missing));
+            for (left, right) in originals.into_iter().zip(reconstructions) {
+                // Pictures are spread over the data, which is often sorted by kind.
+                if images * pictures / count != (images + 1) * pictures / count {
+                    shown.extend([left, right]);
+                }
+                images += 1;
+            }
             if images >= self.evaluation.images {
                 break;
             }
