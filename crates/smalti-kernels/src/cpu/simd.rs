@@ -1,24 +1,26 @@
 //! Code compiled for several instruction sets, chosen at run time.
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 and for the build's base line; a call runs the widest
-/// that this CPU has. The loops of the body are left to the compiler to vectorise: keep them plain.
+/// that this CPU has. The loops of the body are left to the compiler to vectorise: keep them plain. In the body the constant
+/// `WIDE` tells whether it is compiled for AVX-512.
 macro_rules! simd {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments)]
         $visibility fn $name($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn body($($argument: $type),*) $(-> $result)? $body
+            #[allow(clippy::extra_unused_type_parameters)]
+            fn body<const WIDE: bool>($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
                 fn wide($($argument: $type),*) $(-> $result)? {
-                    body($($argument),*)
+                    body::<true>($($argument),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn middle($($argument: $type),*) $(-> $result)? {
-                    body($($argument),*)
+                    body::<false>($($argument),*)
                 }
                 match $crate::cpu::simd::level() {
                     // SAFETY: `level` found all of these features on this CPU.
@@ -28,7 +30,7 @@ macro_rules! simd {
                     $crate::cpu::simd::Level::Base => {}
                 }
             }
-            body($($argument),*)
+            body::<false>($($argument),*)
         }
     };
 }

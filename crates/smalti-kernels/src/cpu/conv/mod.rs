@@ -1,6 +1,9 @@
 //! Convolution of `[batch, channels, height, width]`: by Winograd's algorithm or by strips of columns.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod columns;
+mod kernels;
 mod tiles;
 mod winograd;
 

@@ -3,6 +3,7 @@
 //! A tile is a block of 4 by 4 results, which sees 6 by 6 inputs. Transformed tiles are stored as
 //! `[36, channels, tiles]`.
 
+use super::winograd::pitch;
 use crate::cpu::buffer::Shared;
 use crate::cpu::simd::{LANES, simd};
 
@@ -31,29 +32,30 @@ impl Grid {
 }
 
 /// Neighbouring tiles of one row.
-#[derive(Debug, Clone, Copy, Default)]
-struct Segment {
-    image: usize,
-    row: usize,
-    column: usize,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    pub image: usize,
+    pub row: usize,
+    pub column: usize,
     /// The lane of the first one.
-    lane: usize,
-    len: usize,
+    pub lane: usize,
+    pub len: usize,
+    /// The 16 tiles that it belongs to, counted from the first tile of the block.
+    group: usize,
 }
 
-/// The tiles `first..first + count` as segments; `count` is at most 16.
-#[inline(always)]
-fn segments(grid: Grid, first: usize, count: usize) -> ([Segment; LANES], usize) {
-    let mut found = [Segment::default(); LANES];
-    let (mut n, mut lane) = (0, 0);
-    while lane < count {
-        let (line, column) = ((first + lane) / grid.columns, (first + lane) % grid.columns);
-        let len = (grid.columns - column).min(count - lane);
-        found[n] = Segment { image: line / grid.rows, row: line % grid.rows, column, lane, len };
-        n += 1;
-        lane += len;
+/// The tiles `first..first + count` in segments, none across a multiple of 16 tiles of this block.
+fn segments(grid: Grid, first: usize, count: usize) -> Vec<Segment> {
+    let mut found = Vec::with_capacity(count / grid.columns + count / LANES + 2);
+    let mut at = 0;
+    while at < count {
+        let (line, column) = ((first + at) / grid.columns, (first + at) % grid.columns);
+        let lane = at % LANES;
+        let len = (grid.columns - column).min(count - at).min(LANES - lane);
+        found.push(Segment { image: line / grid.rows, row: line % grid.rows, column, lane, len, group: at / LANES });
+        at += len;
     }
-    (found, n)
+    found
 }
 
 /// Planes of values `[batch, channels, ..size]`, of which tiles are read.
@@ -84,64 +86,45 @@ const REACH: usize = 4 * LANES + 2;
 
 /// Reads the `N` by `N` values that each tile sees, `N` 6 or 4.
 #[inline(always)]
-fn gather<const N: usize>(source: Source<'_>, channel: usize, segment: Segment, tiles: &mut [Lanes]) {
-    let Segment { image, row, column, lane, len } = segment;
+fn gather<const WIDE: bool, const N: usize>(source: Source<'_>, channel: usize, segment: Segment, tiles: &mut [Lanes]) {
+    let Segment { image, row, column, lane, len, .. } = segment;
     let [height, width] = source.size;
     let shift = usize::from(source.double);
     let plane = &source.values[(image * source.channels + channel) * height * width..][..height * width];
     let x = 4 * column as isize - source.padding[1];
-    let count = 4 * len + N - 4;
-    // The columns in the source: `skip` zeros, then `inside` values from `from` on.
-    let skip = ((-x).max(0) as usize).min(count);
-    let from = x.max(0) as usize;
-    let inside = (width << shift).saturating_sub(from).min(count - skip);
-    let mut line = [0.0; REACH];
     for i in 0..N {
         let tiles = &mut tiles[i * N..(i + 1) * N];
         let y = 4 * row as isize - source.padding[0] + i as isize;
-        if y < 0 || y as usize >= height << shift || inside == 0 {
+        if y < 0 || y as usize >= height << shift {
             tiles.iter_mut().for_each(|lanes| lanes[lane..lane + len].fill(0.0));
             continue;
         }
         let stored = &plane[(y as usize >> shift) * width..][..width];
-        if source.double {
-            for (k, value) in line[skip..skip + inside].iter_mut().enumerate() {
-                *value = stored[(from + k) >> 1];
-            }
-        } else {
-            copy(&mut line[skip..skip + inside], &stored[from..from + inside]);
+        #[cfg(target_arch = "x86_64")]
+        if WIDE {
+            // SAFETY: `WIDE` code runs only where AVX-512 was found.
+            unsafe { super::avx512::spread::<N>(stored, x, source.double, tiles, lane, len) };
+            continue;
         }
-        if len == LANES {
-            spread::<N, LANES>(&line, tiles, 0);
-        } else if len == 8 && lane % 8 == 0 {
-            spread::<N, 8>(&line, tiles, lane);
-        } else if len == 4 && lane % 4 == 0 {
-            spread::<N, 4>(&line, tiles, lane);
-        } else {
-            for (j, lanes) in tiles.iter_mut().enumerate() {
-                for t in 0..len {
-                    lanes[lane + t] = line[4 * t + j];
-                }
-            }
-        }
+        spread::<N>(stored, x, source.double, tiles, lane, len);
     }
 }
 
-/// A copy for short rows, without a call.
+/// Lane `lane + t` of `tiles[j]` becomes the value in column `x + 4 t + j` of a row, for `t < len`; zero outside.
 #[inline(always)]
-fn copy(target: &mut [f32], source: &[f32]) {
-    for (target, source) in target.iter_mut().zip(source) {
-        *target = *source;
+fn spread<const N: usize>(stored: &[f32], x: isize, double: bool, tiles: &mut [Lanes], lane: usize, len: usize) {
+    let width = stored.len() << usize::from(double);
+    let count = 4 * len + N - 4;
+    let skip = ((-x).max(0) as usize).min(count);
+    let from = x.max(0) as usize;
+    let inside = width.saturating_sub(from).min(count - skip);
+    let mut line = [0.0; REACH];
+    for (k, value) in line[skip..skip + inside].iter_mut().enumerate() {
+        *value = stored[(from + k) >> usize::from(double)];
     }
-}
-
-/// Lane `lane + t` of `tiles[j]` becomes `line[4 t + j]`, for `t < COUNT`.
-#[inline(always)]
-fn spread<const N: usize, const COUNT: usize>(line: &[f32; REACH], tiles: &mut [Lanes], lane: usize) {
-    for j in 0..N {
-        let lanes = &mut tiles[j][lane..lane + COUNT];
-        for t in 0..COUNT {
-            lanes[t] = line[4 * t + j];
+    for (j, lanes) in tiles.iter_mut().enumerate() {
+        for t in 0..len {
+            lanes[lane + t] = line[4 * t + j];
         }
     }
 }
@@ -150,15 +133,17 @@ simd! {
     /// `Bᵀ d B` of the tiles `first..first + count`; `tiles [36, channels, width]`, of which the first `count` columns,
     /// rounded up to 16, are written.
     pub(super) fn inputs(source: Source<'_>, grid: Grid, first: usize, count: usize, tiles: &mut [f32], width: usize) {
+        let segments = segments(grid, first, count);
         let mut seen = [[0.0; LANES]; POINTS];
         let mut half = [[0.0; LANES]; POINTS];
-        for at in (0..count).step_by(LANES) {
-            let lanes = LANES.min(count - at);
-            let (segments, n) = segments(grid, first + at, lanes);
-            seen = if lanes < LANES { [[0.0; LANES]; POINTS] } else { seen };
-            for channel in 0..source.channels {
-                for &segment in &segments[..n] {
-                    gather::<6>(source, channel, segment, &mut seen);
+        for channel in 0..source.channels {
+            for group in segments.chunk_by(|a, b| a.group == b.group) {
+                let at = group[0].group * LANES;
+                if count - at < LANES {
+                    seen = [[0.0; LANES]; POINTS];
+                }
+                for &segment in group {
+                    gather::<WIDE, 6>(source, channel, segment, &mut seen);
                 }
                 for j in 0..6 {
                     for l in 0..LANES {
@@ -179,7 +164,7 @@ simd! {
                         }
                     }
                     for j in 0..6 {
-                        let start = ((6 * i + j) * source.channels + channel) * width + at;
+                        let start = (6 * i + j) * pitch(source.channels, width) + channel * width + at;
                         tiles[start..start + LANES].copy_from_slice(&whole[j]);
                     }
                 }
@@ -199,15 +184,17 @@ fn input_line(d0: f32, d1: f32, d2: f32, d3: f32, d4: f32, d5: f32) -> [f32; 6] 
 simd! {
     /// `A g Aᵀ` of the gradients of the tiles `first..first + count`, otherwise as [`inputs`].
     pub(super) fn gradients(source: Source<'_>, grid: Grid, first: usize, count: usize, tiles: &mut [f32], width: usize) {
+        let segments = segments(grid, first, count);
         let mut seen = [[0.0; LANES]; 16];
         let mut half = [[0.0; LANES]; 24];
-        for at in (0..count).step_by(LANES) {
-            let lanes = LANES.min(count - at);
-            let (segments, n) = segments(grid, first + at, lanes);
-            seen = if lanes < LANES { [[0.0; LANES]; 16] } else { seen };
-            for channel in 0..source.channels {
-                for &segment in &segments[..n] {
-                    gather::<4>(source, channel, segment, &mut seen);
+        for channel in 0..source.channels {
+            for group in segments.chunk_by(|a, b| a.group == b.group) {
+                let at = group[0].group * LANES;
+                if count - at < LANES {
+                    seen = [[0.0; LANES]; 16];
+                }
+                for &segment in group {
+                    gather::<WIDE, 4>(source, channel, segment, &mut seen);
                 }
                 for j in 0..4 {
                     for l in 0..LANES {
@@ -228,7 +215,7 @@ simd! {
                         }
                     }
                     for j in 0..6 {
-                        let start = ((6 * i + j) * source.channels + channel) * width + at;
+                        let start = (6 * i + j) * pitch(source.channels, width) + channel * width + at;
                         tiles[start..start + LANES].copy_from_slice(&whole[j]);
                     }
                 }
@@ -260,14 +247,15 @@ simd! {
     ) {
         let mut half = [[0.0; LANES]; 24];
         let mut whole = [[0.0; LANES]; 16];
-        for at in (0..count).step_by(LANES) {
-            let (segments, n) = segments(grid, first + at, LANES.min(count - at));
-            for channel in 0..target.channels {
-                let bias = bias.map_or(0.0, |bias| bias[channel]);
+        let segments = segments(grid, first, count);
+        for channel in 0..target.channels {
+            let bias = bias.map_or(0.0, |bias| bias[channel]);
+            for group in segments.chunk_by(|a, b| a.group == b.group) {
+                let at = group[0].group * LANES;
                 for i in 0..6 {
                     let mut points = [[0.0; LANES]; 6];
                     for j in 0..6 {
-                        let start = ((6 * i + j) * target.channels + channel) * width + at;
+                        let start = (6 * i + j) * pitch(target.channels, width) + channel * width + at;
                         points[j].copy_from_slice(&tiles[start..start + LANES]);
                     }
                     for l in 0..LANES {
@@ -287,11 +275,11 @@ simd! {
                         }
                     }
                 }
-                for &segment in &segments[..n] {
+                for &segment in group {
                     if target.halve {
-                        scatter_halved(target, channel, segment, &whole);
+                        scatter_halved::<WIDE>(target, channel, segment, &whole);
                     } else {
-                        scatter(target, channel, segment, &whole);
+                        scatter::<WIDE>(target, channel, segment, &whole);
                     }
                 }
             }
@@ -309,86 +297,52 @@ fn output_line(m0: f32, m1: f32, m2: f32, m3: f32, m4: f32, m5: f32) -> [f32; 4]
 
 /// Writes the 4 by 4 values of each tile as far as they lie inside.
 #[inline(always)]
-fn scatter(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
-    let Segment { image, row, column, lane, len } = segment;
+fn scatter<const WIDE: bool>(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
+    let Segment { image, row, column, lane, len, .. } = segment;
     let [height, width] = target.size;
     let count = (4 * len).min(width - 4 * column);
-    let mut line = [0.0; 4 * LANES];
     for i in 0..4.min(height - 4 * row) {
         let tiles = &tiles[4 * i..4 * i + 4];
-        if len == LANES {
-            for t in 0..LANES {
-                for j in 0..4 {
-                    line[4 * t + j] = tiles[j][t];
-                }
-            }
-        } else {
-            for t in 0..len {
-                for j in 0..4 {
-                    line[4 * t + j] = tiles[j][(lane + t) % LANES];
-                }
-            }
-        }
         let start = ((image * target.channels + channel) * height + 4 * row + i) * width + 4 * column;
         // SAFETY: each value belongs to one tile, and no other task writes this tile.
-        copy(unsafe { target.values.range(start, count) }, &line[..count]);
+        let target = unsafe { target.values.range(start, count) };
+        #[cfg(target_arch = "x86_64")]
+        if WIDE {
+            // SAFETY: `WIDE` code runs only where AVX-512 was found.
+            unsafe { super::avx512::interleave(tiles, lane, target) };
+            continue;
+        }
+        for (k, value) in target.iter_mut().enumerate() {
+            *value = tiles[k % 4][lane + k / 4];
+        }
     }
 }
 
 /// Writes sums of 2 by 2 values.
 #[inline(always)]
-fn scatter_halved(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
-    let Segment { image, row, column, lane, len } = segment;
+fn scatter_halved<const WIDE: bool>(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
+    let Segment { image, row, column, lane, len, .. } = segment;
     let [height, width] = target.size.map(|n| n / 2);
     let count = (2 * len).min(width - 2 * column);
-    let mut line = [0.0; 2 * LANES];
     for i in 0..2.min(height - 2 * row) {
-        let (upper, lower) = (&tiles[8 * i..8 * i + 4], &tiles[8 * i + 4..8 * i + 8]);
-        for t in 0..len {
-            for j in 0..2 {
-                let at = |tiles: &[Lanes]| tiles[2 * j][(lane + t) % LANES] + tiles[2 * j + 1][(lane + t) % LANES];
-                line[2 * t + j] = at(upper) + at(lower);
+        let mut sums = [[0.0; LANES]; 2];
+        for j in 0..2 {
+            let at = |k: usize| &tiles[8 * i + 2 * j + k];
+            for l in 0..LANES {
+                sums[j][l] = at(0)[l] + at(1)[l] + (at(4)[l] + at(5)[l]);
             }
         }
         let start = ((image * target.channels + channel) * height + 2 * row + i) * width + 2 * column;
         // SAFETY: each value belongs to one tile, and no other task writes this tile.
-        copy(unsafe { target.values.range(start, count) }, &line[..count]);
-    }
-}
-
-/// The matrix `G`.
-const G: [[f32; 3]; 6] = [
-    [0.25, 0.0, 0.0],
-    [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-    [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-    [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-    [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-    [0.0, 0.0, 1.0],
-];
-
-/// `G w Gᵀ` of one kernel of 9 weights.
-#[inline(always)]
-pub(super) fn kernel(w: [f32; 9]) -> [f32; POINTS] {
-    let mut half = [[0.0; 3]; 6];
-    for (half, g) in half.iter_mut().zip(&G) {
-        for j in 0..3 {
-            half[j] = g[0] * w[j] + g[1] * w[3 + j] + g[2] * w[6 + j];
+        let target = unsafe { target.values.range(start, count) };
+        #[cfg(target_arch = "x86_64")]
+        if WIDE {
+            // SAFETY: `WIDE` code runs only where AVX-512 was found.
+            unsafe { super::avx512::interleave_two(&sums, lane, target) };
+            continue;
+        }
+        for (k, value) in target.iter_mut().enumerate() {
+            *value = sums[k % 2][lane + k / 2];
         }
     }
-    std::array::from_fn(|p| {
-        let (row, g) = (half[p / 6], G[p % 6]);
-        g[0] * row[0] + g[1] * row[1] + g[2] * row[2]
-    })
-}
-
-/// `Gᵀ s G`: the 9 gradients of a kernel from the 36 of its transform.
-#[inline(always)]
-pub(super) fn kernel_gradient(s: [f32; POINTS]) -> [f32; 9] {
-    let mut half = [[0.0; 6]; 3];
-    for i in 0..3 {
-        for j in 0..6 {
-            half[i][j] = (0..6).map(|k| G[k][i] * s[6 * k + j]).sum();
-        }
-    }
-    std::array::from_fn(|p| (0..6).map(|k| half[p / 3][k] * G[k][p % 3]).sum())
 }
