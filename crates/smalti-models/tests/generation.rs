@@ -1,5 +1,7 @@
 //! Laws that hold for every generator: batches, seeds, known tokens, guidance, conditions.
 
+#![allow(clippy::unwrap_used)]
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec};

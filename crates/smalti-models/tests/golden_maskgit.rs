@@ -1,5 +1,7 @@
 //! MaskGIT against the official JAX implementation: logits, loss, gradients and whole decodes with given noise.
 
+#![allow(clippy::unwrap_used)]
+
 mod golden;
 
 use burn::module::Module;

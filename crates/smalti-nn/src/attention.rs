@@ -9,6 +9,7 @@ use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
 
 /// Which tokens a token can see.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum Visible {
     /// All of them.
     All,
@@ -21,12 +22,20 @@ pub enum Visible {
 impl Visible {
     /// The past, and for the first `prefix` of `n` tokens the whole prefix.
     pub fn past_and_prefix(n: usize, prefix: usize, device: &Device) -> Self {
-        if prefix <= 1 {
-            return Self::Past;
-        }
-        let hidden: Vec<bool> = (0..n * n).map(|i| (i / n, i % n)).map(|(q, k)| k > q && k >= prefix).collect();
-        Self::Except(Tensor::from_data(TensorData::new(hidden, [1, 1, n, n]), device))
+        if prefix <= 1 { Self::Past } else { Self::Except(hidden(0, n, n, prefix, device)) }
     }
+
+    /// The same for `n` new tokens that are about to be appended to a cache of `seen` tokens and room for `capacity`.
+    pub fn cached(seen: usize, n: usize, capacity: usize, prefix: usize, device: &Device) -> Self {
+        Self::Except(hidden(seen, n, capacity, prefix, device))
+    }
+}
+
+/// True where query `first + q` does not see key `k`.
+fn hidden(first: usize, queries: usize, keys: usize, prefix: usize, device: &Device) -> Tensor<4, Bool> {
+    let query_and_key = (0..queries * keys).map(|i| (first + i / keys, i % keys));
+    let hidden: Vec<bool> = query_and_key.map(|(q, k)| k > q && (q >= prefix || k >= prefix)).collect();
+    Tensor::from_data(TensorData::new(hidden, [1, 1, queries, keys]), device)
 }
 
 /// Self-attention with separate projections for queries, keys, values and the output, all with biases.
@@ -54,7 +63,7 @@ impl SelfAttention {
         Self { query: dense(), key: dense(), value: dense(), output: dense(), dropout, heads }
     }
 
-    /// Mixes the tokens. With a cache the tokens are appended to those it has seen.
+    /// Mixes the tokens. With a cache they are appended to those it has seen, and `visible` is about all of its places.
     ///
     /// # Shapes
     /// `[b, n, d]` to the same.
@@ -73,8 +82,7 @@ impl SelfAttention {
         } else {
             match visible {
                 Visible::All => smalti_kernels::attention(q, k, v, false, None),
-                // A single new token sees everything before it.
-                Visible::Past => smalti_kernels::attention(q, k, v, n > 1, None),
+                Visible::Past => smalti_kernels::attention(q, k, v, true, None),
                 Visible::Except(hidden) => smalti_kernels::attention(q, k, v, false, Some(hidden.clone())),
             }
         };
@@ -88,13 +96,11 @@ impl SelfAttention {
     /// The fused operation cannot drop attention weights, so this composes them.
     fn attend_with_dropout(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, visible: &Visible) -> Tensor<4> {
         let [_, _, n, d] = q.dims();
-        let seen = k.dims()[2];
         let scores = (q * (d as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
         let scores = match visible {
             Visible::All => scores,
             Visible::Past => {
-                let offset = seen as i64 - n as i64;
-                let hidden = Tensor::<2, Bool>::tril_mask([n, seen], offset, &scores.device());
+                let hidden = Tensor::<2, Bool>::tril_mask([n, n], 0, &scores.device());
                 scores.mask_fill(hidden.unsqueeze::<4>(), f32::NEG_INFINITY)
             }
             Visible::Except(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
@@ -142,7 +148,8 @@ mod tests {
         let mut cache = KeyValueCache::new(8);
         let mut parts = Vec::new();
         for (first, n) in [(0, 3), (3, 1), (4, 2)] {
-            parts.push(layer.forward(x.clone().narrow(1, first, n), &Visible::Past, Some(&mut cache)));
+            let visible = Visible::cached(first, n, 8, 0, &Device::flex());
+            parts.push(layer.forward(x.clone().narrow(1, first, n), &visible, Some(&mut cache)));
         }
         assert_eq!(cache.length(), 6);
         assert!(difference(whole, Tensor::cat(parts, 1)) < 1e-5);

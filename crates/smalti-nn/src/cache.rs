@@ -22,18 +22,24 @@ impl KeyValueCache {
         self.length
     }
 
-    /// Adds new tokens and returns the keys and values of all tokens so far.
+    /// The longest sequence.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Adds new tokens and returns all of the memory; see [`crate::attention::Visible::cached`] for what hides the rest.
+    ///
+    /// The whole memory is one block that backends read without copying, in the same shape at each step.
     ///
     /// # Shapes
-    /// `[b, h, new, d]` each to `[b, h, length, d]`. The capacity must not be exceeded.
+    /// `[b, h, new, d]` each to `[b, h, capacity, d]`. The capacity must not be exceeded.
     pub fn append(&mut self, keys_bhnd: Tensor<4>, values_bhnd: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let new = keys_bhnd.dims()[2];
         let keys = write(self.keys.take(), keys_bhnd, self.length, self.capacity);
         let values = write(self.values.take(), values_bhnd, self.length, self.capacity);
         self.length += new;
-        let seen = (keys.clone().narrow(2, 0, self.length), values.clone().narrow(2, 0, self.length));
-        (self.keys, self.values) = (Some(keys), Some(values));
-        seen
+        (self.keys, self.values) = (Some(keys.clone()), Some(values.clone()));
+        (keys, values)
     }
 }
 

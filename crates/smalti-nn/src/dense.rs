@@ -25,6 +25,8 @@ impl Dense {
         Self { weight: init.param([inputs, outputs], device), bias: None }
     }
 
+    /// Maps the last axis.
+    ///
     /// # Shapes
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
@@ -49,6 +51,8 @@ impl TokenNorm {
         Self { gamma: Init::Ones.param([width], device), beta: Init::Zeros.param([width], device), epsilon }
     }
 
+    /// Normalises, scales and shifts.
+    ///
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>) -> Tensor<3> {
@@ -69,6 +73,8 @@ impl TokenEmbedding {
         Self { table: init.param([ids, width], device) }
     }
 
+    /// Looks the ids up; they must be below `n`.
+    ///
     /// # Shapes
     /// `ids [b, n]` to `[b, n, d]`.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {

@@ -49,6 +49,8 @@ pub struct Mlp {
 }
 
 impl Mlp {
+    /// Changes each token by itself.
+    ///
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>) -> Tensor<3> {
@@ -116,8 +118,10 @@ pub struct Block {
 }
 
 impl Block {
+    /// Mixes the tokens, then changes each by itself.
+    ///
     /// # Shapes
-    /// `[b, n, d]` to the same. With a cache the tokens follow those that it has seen.
+    /// `[b, n, d]` to the same. See [`SelfAttention::forward`] for the cache.
     pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible, cache: Option<&mut KeyValueCache>) -> Tensor<3> {
         match self.norm {
             NormPlacement::Before => {

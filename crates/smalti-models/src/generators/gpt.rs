@@ -240,10 +240,8 @@ impl GptGeneration {
             }
         };
         let first = self.caches.first().map_or(0, KeyValueCache::length);
-        let visible = match self.model.config.visible_prefix && first == 0 {
-            true => Visible::All,
-            false => Visible::Past,
-        };
+        let prefix = if self.model.config.visible_prefix { self.model.config.condition.length() } else { 0 };
+        let visible = Visible::cached(first, x.dims()[1], self.model.config.places(), prefix, &self.device);
         x = self.model.positions.forward(x, first);
         for (block, cache) in self.model.blocks.iter().zip(&mut self.caches) {
             x = block.forward(x, &visible, Some(cache));

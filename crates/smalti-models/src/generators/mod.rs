@@ -206,7 +206,7 @@ impl Size<'_> {
         if [self.width, self.depth, self.heads, self.mlp_ratio].contains(&0) {
             return refuse("width, depth, heads and mlp_ratio must be at least 1".into());
         }
-        if self.width % self.heads != 0 {
+        if !self.width.is_multiple_of(self.heads) {
             return refuse(format!("width = {} is not a multiple of heads = {}", self.width, self.heads));
         }
         if !(0.0..=1.0).contains(&self.condition_dropout) {
