@@ -96,7 +96,7 @@ fn encoding_and_decoding() {
     let device = Device::flex();
     let model = tiny(&weights, &device);
     let image = tensor::<4>(&io, "image", &device);
-    let TokenizerModel::Vqgan(vqgan) = &model;
+    let TokenizerModel::Vqgan(vqgan) = &model else { panic!("a vqgan") };
     agree(vqgan.encoder.forward(image.clone()), &io, "h_enc");
     agree(model.latents(image.clone()), &io, "z");
     let codes = model.encode(image.clone());
@@ -134,7 +134,7 @@ fn a_training_step() {
     agree(step.reconstruction.clone(), &io, "rec");
     agree(critic.forward(image.clone().autodiff()).inner(), &io, "logits_real");
     agree(critic.forward(step.reconstruction.autodiff()).inner(), &io, "logits_fake");
-    let TokenizerModel::Vqgan(vqgan) = &model;
+    let TokenizerModel::Vqgan(vqgan) = &model else { panic!("a vqgan") };
     let convolutions = [
         ("encoder.conv_in", &vqgan.encoder.conv_in),
         ("decoder.conv_out", &vqgan.decoder.conv_out),

@@ -18,6 +18,7 @@ pub mod resample;
 pub mod resnet;
 pub mod transformer;
 pub mod vgg16;
+pub mod vit;
 
 pub use attn_block::AttnBlock;
 pub use autoencoder::{ConvAutoencoderConfig, ConvDecoder, ConvEncoder};
@@ -28,3 +29,4 @@ pub use patchgan::{PatchGan, PatchGanConfig};
 pub use resample::{Downsample, Upsample};
 pub use resnet::{ResnetBlock, ResnetBlockConfig, Shortcut};
 pub use vgg16::Vgg16;
+pub use vit::{FeedForward, VitConfig, VitTransformer};

@@ -7,8 +7,10 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Layout, Result, TokenSpec};
 
+pub mod vit;
 pub mod vqgan;
 
+pub use vit::{Vit, VitTokenizerConfig};
 pub use vqgan::{Vqgan, VqganConfig};
 
 /// Turns images into codes and back.
@@ -32,6 +34,8 @@ pub trait Tokenizer: Send + Sync {
 pub enum TokenizerConfig {
     /// Convolutional autoencoder of VQGAN.
     Vqgan(VqganConfig),
+    /// Vision transformer of ViT-VQGAN.
+    Vit(VitTokenizerConfig),
 }
 
 impl TokenizerConfig {
@@ -42,6 +46,7 @@ impl TokenizerConfig {
     pub fn spec(&self) -> Result<TokenSpec> {
         match self {
             Self::Vqgan(config) => config.spec(),
+            Self::Vit(config) => config.spec(),
         }
     }
 
@@ -52,6 +57,7 @@ impl TokenizerConfig {
     pub fn init(&self, device: &Device) -> Result<TokenizerModel> {
         Ok(match self {
             Self::Vqgan(config) => TokenizerModel::Vqgan(config.init(device)?),
+            Self::Vit(config) => TokenizerModel::Vit(config.init(device)?),
         })
     }
 }
@@ -61,6 +67,8 @@ impl TokenizerConfig {
 pub enum TokenizerModel {
     /// Convolutional autoencoder of VQGAN.
     Vqgan(Vqgan),
+    /// Vision transformer of ViT-VQGAN.
+    Vit(Vit),
 }
 
 impl TokenizerModel {
@@ -68,6 +76,7 @@ impl TokenizerModel {
     pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.latents(images_bchw),
+            Self::Vit(model) => model.latents(images_bchw),
         }
     }
 
@@ -75,6 +84,7 @@ impl TokenizerModel {
     pub fn quantizer(&self) -> &QuantizerModel {
         match self {
             Self::Vqgan(model) => &model.quantize,
+            Self::Vit(model) => &model.quantizer,
         }
     }
 
@@ -85,6 +95,10 @@ impl TokenizerModel {
                 model.quantize = quantizer;
                 Self::Vqgan(model)
             }
+            Self::Vit(mut model) => {
+                model.quantizer = quantizer;
+                Self::Vit(model)
+            }
         }
     }
 
@@ -92,6 +106,7 @@ impl TokenizerModel {
     pub fn features(&self, latents_bchw: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.features(latents_bchw),
+            Self::Vit(model) => model.features(latents_bchw),
         }
     }
 
@@ -99,6 +114,7 @@ impl TokenizerModel {
     pub fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.to_pixels(features),
+            Self::Vit(model) => model.to_pixels(features),
         }
     }
 
@@ -106,6 +122,7 @@ impl TokenizerModel {
     pub fn last_weight(&self) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.last_weight(),
+            Self::Vit(model) => model.last_weight(),
         }
     }
 }
@@ -114,6 +131,7 @@ impl Tokenizer for TokenizerModel {
     fn spec(&self) -> &TokenSpec {
         match self {
             Self::Vqgan(model) => model.spec(),
+            Self::Vit(model) => model.spec(),
         }
     }
 
