@@ -3,6 +3,13 @@
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use smalti::Settings;
+use smalti::edit::EditArgs;
+use smalti::evaluate::EvaluateArgs;
+use smalti::generate::GenerateArgs;
+use smalti::inspect::InspectArgs;
+use smalti::reconstruct::ReconstructArgs;
+use smalti::tokenize::TokenizeArgs;
+use smalti::train::TrainArgs;
 
 /// Image tokenizers and generators over their tokens: train, tokenize, generate, edit, evaluate.
 #[derive(Debug, Parser)]
@@ -37,9 +44,67 @@ Examples:
 
 Every verb has its own examples: smalti VERB --help";
 
+const TRAIN: &str = "\
+Examples:
+  smalti train recipes/vqgan/tiny.toml --out runs/tokenizer
+  smalti train recipes/vqgan/tiny.toml --out runs/slow optimizer.learning_rate=1e-4 schedule.steps=20000
+  smalti train recipes/vqgan/tiny.toml --dry-run";
+
+const TOKENIZE: &str = "\
+Examples:
+  smalti tokenize photos/ tokens/ --model runs/tokenizer
+  smalti tokenize photos/ tokens/train --split train --flip --model runs/tokenizer";
+
+const GENERATE: &str = "\
+Examples:
+  smalti generate \"a red heart\" -o heart.png
+  smalti generate \"a red heart\" -o hearts.png --count 9 --guidance 4
+  smalti generate --model runs/digits --class 7 --seed 5 -o sevens/ --count 100";
+
+const EDIT: &str = "\
+Examples:
+  smalti edit photo.png --mask mask.png \"a blue hat\" -o edited.png
+  smalti edit photo.png --mask erased.png --model runs/mine -o filled.png";
+
+const RECONSTRUCT: &str = "\
+Examples:
+  smalti reconstruct photos/ --model runs/tokenizer -o out/
+  smalti reconstruct photo.jpg --model runs/tokenizer -o out/ --json";
+
+const EVALUATE: &str = "\
+Examples:
+  smalti evaluate runs/tokenizer --data photos/ --split validation
+  smalti evaluate assets/demo --data assets/emoji3d/validation.tar --json";
+
+const INSPECT: &str = "\
+Examples:
+  smalti inspect assets/demo
+  smalti inspect heart.png --json";
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Train a tokenizer or a generator from a recipe; run again, it goes on
+    #[command(after_help = TRAIN)]
+    Train(TrainArgs),
+    /// Turn a data set into token shards; run again, it goes on
+    #[command(after_help = TOKENIZE)]
+    Tokenize(TokenizeArgs),
+    /// Make pictures from a caption, a class, or nothing
+    #[command(after_help = GENERATE)]
+    Generate(GenerateArgs),
+    /// Paint a part of an image anew and keep the rest
+    #[command(after_help = EDIT)]
+    Edit(EditArgs),
+    /// Put images through a tokenizer and back, and measure what is lost
+    #[command(after_help = RECONSTRUCT)]
+    Reconstruct(ReconstructArgs),
+    /// Measure a model on images: PSNR, SSIM, codebook use, bits per token
+    #[command(after_help = EVALUATE)]
+    Evaluate(EvaluateArgs),
+    /// Say what is in a bundle, a run folder, a weights or recipe file, token shards, images or a picture
+    #[command(after_help = INSPECT)]
+    Inspect(InspectArgs),
     /// List the systems that exist, with their papers
     #[command(after_help = "Examples:\n  smalti systems\n  smalti systems --json")]
     Systems,

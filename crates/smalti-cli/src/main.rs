@@ -3,6 +3,7 @@
 mod cli;
 mod render;
 mod screen;
+mod table;
 mod terminal;
 mod verbs;
 

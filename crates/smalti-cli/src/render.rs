@@ -1,35 +1,107 @@
 //! Results as text for people.
 
+use crate::table::Table;
+use smalti::data::loader::Skipped;
+use smalti::edit::EditOutcome;
+use smalti::eval::Scores;
+use smalti::evaluate::EvaluateOutcome;
+use smalti::generate::GenerateOutcome;
+use smalti::inspect::InspectOutcome;
+use smalti::reconstruct::ReconstructOutcome;
 use smalti::systems::SystemsOutcome;
+use smalti::tokenize::TokenizeOutcome;
+use smalti::train::TrainOutcome;
 
-/// Rows of equal columns, the first row a heading.
-pub struct Table {
-    rows: Vec<Vec<String>>,
+/// Most rows of a table of images.
+const ROWS: usize = 20;
+
+/// What a run came to.
+pub fn train(outcome: &TrainOutcome) -> String {
+    let mut text = format!("{} steps in {:.0} s\n", outcome.step, outcome.seconds);
+    for (name, value) in &outcome.evaluation {
+        text += &format!("  {name}: {value}\n");
+    }
+    if outcome.skipped > 0 {
+        text += &format!("{} steps were skipped: a loss or gradient was not finite\n", outcome.skipped);
+    }
+    if let Some(bundle) = &outcome.bundle {
+        text += &format!("bundle: {}\n", bundle.display());
+    }
+    text
 }
 
-impl Table {
-    /// A table with a heading.
-    pub fn new(heading: &[&str]) -> Self {
-        Self { rows: vec![heading.iter().map(|s| s.to_string()).collect()] }
-    }
+/// Where the shards are and what is in them.
+pub fn tokenize(outcome: &TokenizeOutcome) -> String {
+    let resumed = match outcome.resumed_at {
+        0 => String::new(),
+        n => format!(", {n} of them were there already"),
+    };
+    format!(
+        "{}: {} rows in {} shards, {} bytes{resumed}\neach row: {}\n{}",
+        outcome.folder.display(),
+        outcome.rows,
+        outcome.shards,
+        outcome.bytes,
+        outcome.tokens,
+        skipped(&outcome.skipped)
+    )
+}
 
-    /// Adds a row.
-    pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+/// Where the pictures are.
+pub fn generate(outcome: &GenerateOutcome) -> String {
+    let (height, width) = outcome.size;
+    match (outcome.files.as_slice(), outcome.seeds.len()) {
+        ([file], 1) => format!("{} ({width}x{height}, seed {})\n", file.display(), outcome.seeds[0]),
+        ([file], n) => {
+            format!("{} ({n} pictures of {width}x{height}, from seed {})\n", file.display(), outcome.seeds[0])
+        }
+        (files, _) => files.iter().map(|file| format!("{}\n", file.display())).collect(),
     }
+}
 
-    /// The table as text, columns padded to their widest cell.
-    pub fn text(&self) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let line = |row: &Vec<String>| {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            cells.join("  ").trim_end().to_string() + "\n"
-        };
-        self.rows.iter().map(line).collect()
+/// Where the picture is, and how much of it is new.
+pub fn edit(outcome: &EditOutcome) -> String {
+    let (made, all) = outcome.tokens;
+    let share = 100.0 * outcome.repainted;
+    format!("{} ({share:.1}% of the pixels painted anew, {made} of {all} tokens)\n", outcome.file.display())
+}
+
+/// A row for each image, then the mean.
+pub fn reconstruct(outcome: &ReconstructOutcome) -> String {
+    let mut table = Table::new(&["image", "psnr", "ssim", "l1"]);
+    for image in outcome.images.iter().take(ROWS) {
+        table.row([image.key.clone()].into_iter().chain(scores(&image.scores)));
+    }
+    if let Some(more) = outcome.images.len().checked_sub(ROWS).filter(|more| *more > 0) {
+        table.row([format!("... and {more} more")]);
+    }
+    table.row([format!("mean of {}", outcome.images.len())].into_iter().chain(scores(&outcome.mean)));
+    let sheet = outcome.grid.display();
+    format!("{}{}\npairs (original, reconstruction): {sheet}\n", table.text(), skipped(&outcome.skipped))
+}
+
+/// The numbers of a model.
+pub fn evaluate(outcome: &EvaluateOutcome) -> String {
+    let numbers = &outcome.tokenizer;
+    let [psnr, ssim, l1] = scores(&numbers.scores);
+    let mut table = Table::new(&["measure", "value", ""]);
+    table.row(["psnr", &psnr, "dB, mean over images"]);
+    table.row(["ssim", &ssim, "11x11 Gaussian window"]);
+    table.row(["l1", &l1, "pixels in 0..1"]);
+    table.row(["usage", &format!("{:.1}%", 100.0 * numbers.usage), &format!("of {} codes", numbers.vocabulary)]);
+    table.row(["perplexity", &format!("{:.1}", numbers.perplexity), ""]);
+    if let Some(numbers) = &outcome.generator {
+        table.row(["bits/token", &format!("{:.4}", numbers.bits_per_token), "validation loss of the generator"]);
+        table.row(["bits/pixel", &format!("{:.4}", numbers.bits_per_pixel), "tokens x bits / (height x width)"]);
+    }
+    format!("{} on {} images\n\n{}{}", outcome.model, outcome.images, table.text(), skipped(&outcome.skipped))
+}
+
+/// What is in a file or folder: the JSON document as an indented list.
+pub fn inspect(outcome: &InspectOutcome) -> String {
+    match serde_json::to_value(outcome) {
+        Ok(value) => tree(&value, 0),
+        Err(error) => format!("{error}\n"),
     }
 }
 
@@ -41,4 +113,53 @@ pub fn systems(outcome: &SystemsOutcome) -> String {
         table.row([system.role.name(), system.kind, &paper, system.tokens, system.about]);
     }
     format!("{}\ndevices of this build: {}\n", table.text(), outcome.devices.join(", "))
+}
+
+fn scores(scores: &Scores) -> [String; 3] {
+    let ssim = scores.ssim.map_or("-".into(), |ssim| format!("{ssim:.4}"));
+    [format!("{:.2}", scores.psnr), ssim, format!("{:.4}", scores.l1)]
+}
+
+fn skipped(skipped: &[Skipped]) -> String {
+    match skipped.len() {
+        0 => String::new(),
+        n => format!("{n} images could not be used (listed above, and in --json)\n"),
+    }
+}
+
+fn tree(value: &serde_json::Value, depth: usize) -> String {
+    use serde_json::Value;
+    let indent = "  ".repeat(depth);
+    let scalar = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    };
+    let is_leaf = |value: &Value| match value {
+        Value::Object(entries) => entries.is_empty(),
+        Value::Array(items) => items.iter().all(|item| !item.is_object() && !item.is_array()),
+        _ => true,
+    };
+    let leaf = |value: &Value| match value {
+        Value::Array(items) => items.iter().map(scalar).collect::<Vec<_>>().join(", "),
+        Value::Object(_) => "-".into(),
+        other => scalar(other),
+    };
+    match value {
+        Value::Object(entries) => entries
+            .iter()
+            .map(|(key, value)| match is_leaf(value) {
+                true => format!("{indent}{key}: {}\n", leaf(value)),
+                false => format!("{indent}{key}:\n{}", tree(value, depth + 1)),
+            })
+            .collect(),
+        Value::Array(items) => items
+            .iter()
+            .map(|item| match is_leaf(item) {
+                true => format!("{indent}- {}\n", leaf(item)),
+                false => format!("{indent}-\n{}", tree(item, depth + 1)),
+            })
+            .collect(),
+        other => format!("{indent}{}\n", scalar(other)),
+    }
 }

@@ -6,7 +6,7 @@ use crate::screen::{self, Screen};
 use crate::terminal::{Terminal, stop_flag};
 use clap::CommandFactory;
 use serde::Serialize;
-use smalti::{Error, Progress, Result};
+use smalti::{Error, Progress, Result, edit, evaluate, generate, reconstruct, tokenize, train};
 
 /// Carries out a command.
 ///
@@ -16,15 +16,57 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<()> {
     if let Some(threads) = cli.settings.threads {
         set_threads(threads)?;
     }
+    let terminal = Terminal::new(cli.quiet, cli.verbose, stop_flag());
+    let settings = &cli.settings;
+    let session = Session { screen, progress: &terminal, dry_run: cli.dry_run };
     match cli.verb {
-        Verb::Systems => screen.show(&smalti::systems::run(), render::systems),
+        Verb::Train(args) => session.carry_out(train::plan(&args, settings), train::run, render::train),
+        Verb::Tokenize(args) => session.carry_out(tokenize::plan(&args, settings), tokenize::run, render::tokenize),
+        Verb::Generate(args) => session.carry_out(generate::plan(&args, settings), generate::run, render::generate),
+        Verb::Edit(args) => session.carry_out(edit::plan(&args, settings), edit::run, render::edit),
+        Verb::Reconstruct(args) => {
+            session.carry_out(reconstruct::plan(&args, settings), reconstruct::run, render::reconstruct)
+        }
+        Verb::Evaluate(args) => session.carry_out(evaluate::plan(&args, settings), evaluate::run, render::evaluate),
+        Verb::Inspect(args) => {
+            screen.show(&smalti::inspect::run(&args)?, render::inspect);
+            Ok(())
+        }
+        Verb::Systems => {
+            screen.show(&smalti::systems::run(), render::systems);
+            Ok(())
+        }
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "smalti", &mut script);
             screen::print(&String::from_utf8_lossy(&script));
+            Ok(())
         }
     }
-    Ok(())
+}
+
+/// What carrying out a plan needs.
+struct Session<'a> {
+    screen: &'a Screen,
+    progress: &'a Terminal,
+    dry_run: bool,
+}
+
+impl Session<'_> {
+    /// Shows the plan, or carries it out and shows what came of it.
+    fn carry_out<P: Serialize, O: Serialize>(
+        &self,
+        plan: Result<P>,
+        run: impl FnOnce(&P, &dyn Progress) -> Result<O>,
+        text: impl FnOnce(&O) -> String,
+    ) -> Result<()> {
+        let plan = plan?;
+        match self.dry_run {
+            true => self.screen.plan(&plan),
+            false => self.screen.show(&run(&plan, self.progress)?, text),
+        }
+        Ok(())
+    }
 }
 
 fn set_threads(threads: usize) -> Result<()> {

@@ -2,15 +2,14 @@
 
 use crate::{Pair, l1, mse, psnr, ssim};
 use serde::Serialize;
-use smalti_base::Result;
 
 /// How near a reconstruction is to its image. L1 and MSE are for pixels in 0..1, whatever the range of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Scores {
     /// Peak signal-to-noise ratio in decibels. Infinite for equal images, which JSON shows as null.
     pub psnr: f64,
-    /// Structural similarity, 1 for equal images.
-    pub ssim: f64,
+    /// Structural similarity, 1 for equal images; none if the image is smaller than its window.
+    pub ssim: Option<f64>,
     /// Mean absolute difference.
     pub l1: f64,
     /// Mean squared difference.
@@ -18,28 +17,21 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// The scores of one image.
-    ///
-    /// # Errors
-    /// As [`ssim`].
-    pub fn of(pair: Pair<'_>, range: f64) -> Result<Self> {
-        Ok(Self {
+    /// The scores of one image; `range` is the distance between black and white.
+    pub fn of(pair: Pair<'_>, range: f64) -> Self {
+        Self {
             psnr: psnr(pair, range),
-            ssim: ssim(pair, range)?,
+            ssim: ssim(pair, range).ok(),
             l1: l1(pair) / range,
             mse: mse(pair) / (range * range),
-        })
+        }
     }
 
-    /// The mean of each score over images, `None` if there is none.
-    pub fn mean(all: &[Self]) -> Option<Self> {
-        let n = all.len() as f64;
-        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / n;
-        (!all.is_empty()).then(|| Self {
-            psnr: mean(|s| s.psnr),
-            ssim: mean(|s| s.ssim),
-            l1: mean(|s| s.l1),
-            mse: mean(|s| s.mse),
-        })
+    /// The mean of each score over the images that have it; not a number without images.
+    pub fn mean(all: &[Self]) -> Self {
+        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / all.len() as f64;
+        let ssims: Vec<f64> = all.iter().filter_map(|scores| scores.ssim).collect();
+        let ssim = (!ssims.is_empty()).then(|| ssims.iter().sum::<f64>() / ssims.len() as f64);
+        Self { psnr: mean(|s| s.psnr), ssim, l1: mean(|s| s.l1), mse: mean(|s| s.mse) }
     }
 }

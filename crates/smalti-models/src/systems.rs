@@ -85,3 +85,32 @@ pub const SYSTEMS: &[System] = &[
         about: "bidirectional transformer, masked tokens decoded in parallel, the surest first (MaskGIT)",
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generators::GeneratorConfig;
+    use crate::quantizers::QuantizerConfig;
+    use crate::tokenizers::TokenizerConfig;
+    use serde::de::DeserializeOwned;
+
+    /// The arms of a configuration enum, as reading an unknown one names them.
+    fn arms<T: DeserializeOwned + std::fmt::Debug>() -> Vec<String> {
+        let error = serde_json::from_str::<T>(r#"{ "kind": "?" }"#).unwrap_err().to_string();
+        error.split('`').skip(3).step_by(2).map(str::to_string).collect()
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_arm() {
+        for (role, mut arms) in [
+            (Role::Tokenizer, arms::<TokenizerConfig>()),
+            (Role::Quantizer, arms::<QuantizerConfig>()),
+            (Role::Generator, arms::<GeneratorConfig>()),
+        ] {
+            let mut kinds: Vec<&str> = SYSTEMS.iter().filter(|s| s.role == role).map(|s| s.kind).collect();
+            kinds.sort_unstable();
+            arms.sort();
+            assert_eq!(kinds, arms, "{role:?}");
+        }
+    }
+}

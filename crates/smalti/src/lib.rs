@@ -3,9 +3,22 @@
 //! One file for each verb. A verb is told what was typed (`XArgs`); `plan` resolves and checks everything before a weight is read, and
 //! gives an `XPlan` that can be shown; `run` does it and gives an `XOutcome`.
 
-pub mod settings;
+pub mod edit;
+pub mod evaluate;
+pub mod generate;
+pub mod inspect;
+pub mod model;
+pub mod output;
+pub mod pixels;
+pub mod reconstruct;
+mod sampling;
+mod settings;
+pub mod source;
 pub mod systems;
+pub mod tokenize;
+pub mod train;
 
+pub use sampling::SamplingArgs;
 pub use settings::Settings;
 pub use smalti_base as base;
 pub use smalti_base::{Error, Progress, Result};
@@ -13,4 +26,4 @@ pub use smalti_data as data;
 pub use smalti_eval as eval;
 pub use smalti_models as models;
 pub use smalti_nn as nn;
-pub use smalti_train as train_library;
+pub use smalti_train as training;

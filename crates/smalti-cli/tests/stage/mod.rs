@@ -1,0 +1,89 @@
+//! Tiny models with fresh weights, images, and the program itself.
+#![allow(dead_code)] // Each test file is a program of its own and uses a part.
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use smalti::data::Image;
+use smalti::data::image::save_png;
+use smalti::models::checkpoint::tensors::Precision;
+use smalti::models::checkpoint::{BundlePaths, Manifest, Part, write_part};
+use smalti::models::generators::GeneratorConfig;
+use smalti::models::tokenizers::TokenizerConfig;
+use std::path::Path;
+
+/// Side of the models' images.
+pub const SIDE: usize = 16;
+
+/// The program, without a default model.
+pub fn smalti() -> Command {
+    let mut command = Command::cargo_bin("smalti").unwrap();
+    command.env_remove("SMALTI_MODEL").args(["--device", "cpu", "--threads", "1"]);
+    command
+}
+
+/// What the program prints as JSON when it succeeds.
+pub fn json_of(args: &[&str]) -> Value {
+    let output = smalti().args(args).arg("--json").output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The error of the program when it fails with this exit code.
+pub fn error_of(args: &[&str], code: i32) -> String {
+    let output = smalti().args(args).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    text
+}
+
+/// Settings of a tokenizer of 16x16 pixels: a 4x4 grid of 16 codes.
+pub fn tokenizer() -> Value {
+    json!({
+        "kind": "vqgan", "image_size": SIDE, "ch": 4, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "mid_attention": false,
+        "z_channels": 4, "embed_dim": 2, "norm_groups": 2, "quantizer": { "kind": "fsq", "levels": [4, 4], "channels": 2 },
+    })
+}
+
+/// Settings of a generator over its tokens, `gpt` or `maskgit`.
+pub fn generator(kind: &str, condition: Value) -> Value {
+    json!({
+        "kind": kind, "condition": condition, "condition_dropout": 0.1, "width": 8, "depth": 1, "heads": 2,
+        "tokens": { "layout": { "kind": "grid", "h": 4, "w": 4 }, "vocabulary": 16, "image_size": [SIDE, SIDE] },
+    })
+}
+
+/// Writes a bundle with fresh weights.
+pub fn bundle(folder: &Path, generator: Option<Value>, classes: &[&str]) {
+    let device = burn::tensor::Device::flex();
+    let paths = BundlePaths::at(folder);
+    let mut manifest = Manifest::new("tiny");
+    manifest.classes = classes.iter().map(|name| name.to_string()).collect();
+    let config: TokenizerConfig = serde_json::from_value(tokenizer()).unwrap();
+    let model = config.init(&device).unwrap();
+    let facts = write_part(&paths, Part::Tokenizer, &config, &model, Precision::F32).unwrap();
+    manifest.parts.insert(Part::Tokenizer, facts);
+    if let Some(generator) = generator {
+        let config: GeneratorConfig = serde_json::from_value(generator).unwrap();
+        let model = config.init(&device).unwrap();
+        let facts = write_part(&paths, Part::Generator, &config, &model, Precision::F32).unwrap();
+        manifest.parts.insert(Part::Generator, facts);
+    }
+    manifest.write(folder).unwrap();
+}
+
+/// Writes a bundle whose generator knows three classes.
+pub fn class_bundle(folder: &Path) {
+    bundle(folder, Some(generator("maskgit", json!({ "kind": "class", "classes": 3 }))), &["cat", "dog", "bird"]);
+}
+
+/// Writes an image of this size with a pattern that depends on `seed`.
+pub fn picture(path: &Path, width: usize, height: usize, seed: usize) {
+    let pixels = (0..width * height * 3).map(|i| ((i * 7 + i / width * 13 + seed * 50) % 256) as u8).collect();
+    save_png(path, &Image::new(width, height, pixels).unwrap(), None).unwrap();
+}
+
+/// A path as text.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}

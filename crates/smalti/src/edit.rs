@@ -1,0 +1,205 @@
+//! `edit`: part of an image painted anew, the rest kept pixel by pixel.
+
+use crate::generate::generate;
+use crate::model::{ModelPlan, Wish};
+use crate::output::Output;
+use crate::pixels;
+use crate::{SamplingArgs, Settings};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Layout, Progress, Result, device, files};
+use smalti_data::Image;
+use smalti_data::image::{Limits, Mask, decode_mask, save_png};
+use smalti_data::transforms::{Filter, resize};
+use smalti_models::sampling::Sampling;
+use smalti_models::{Codes, Condition, ImageRequest, Known, Request, Tokenizer};
+use std::path::PathBuf;
+
+const BACKGROUND: [u8; 3] = [255; 3];
+
+/// What `edit` is told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct EditArgs {
+    /// The image to change
+    pub image: PathBuf,
+    /// What the picture should show
+    pub prompt: Option<String>,
+    /// An image whose white or transparent pixels are painted anew; it is stretched to the image's size
+    #[arg(long, value_name = "MASK")]
+    pub mask: PathBuf,
+    /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
+    #[arg(short, long, value_name = "BUNDLE")]
+    pub model: Option<PathBuf>,
+    /// Class by number or name, for models of classes
+    #[arg(long, value_name = "N|NAME")]
+    pub class: Option<String>,
+    /// The .png file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// How tokens are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// A resolved and checked `edit`.
+#[derive(Clone, Debug, Serialize)]
+pub struct EditPlan {
+    /// The image.
+    pub image: PathBuf,
+    /// The mask.
+    pub mask: PathBuf,
+    /// Height and width of the image.
+    pub size: (usize, usize),
+    /// Tokens that are made anew, of so many.
+    pub tokens: (usize, usize),
+    /// What the picture should show.
+    pub prompt: Option<String>,
+    /// The class as typed.
+    pub class: Option<String>,
+    /// Seed of the random draws.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: String,
+    /// The file to write.
+    pub out: PathBuf,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// The model.
+    pub model: ModelPlan,
+    #[serde(skip)]
+    condition: Condition,
+    #[serde(skip)]
+    pixels: Image,
+    #[serde(skip)]
+    repaint: Mask,
+    #[serde(skip)]
+    keep: Vec<bool>,
+}
+
+/// What `edit` made.
+#[derive(Clone, Debug, Serialize)]
+pub struct EditOutcome {
+    /// The file that was written.
+    pub file: PathBuf,
+    /// Share of the pixels that were painted anew.
+    pub repainted: f64,
+    /// Tokens that were made anew, of so many.
+    pub tokens: (usize, usize),
+    /// The parameters that the file carries.
+    pub parameters: serde_json::Value,
+}
+
+/// Resolves and checks everything; reads image and mask, but no weight.
+///
+/// # Errors
+/// As for `generate`, an image or mask that cannot be read, a mask that marks nothing, or tokens that are not in one grid.
+pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
+    let out = Output::file(&args.out)?;
+    let device = settings.device_name()?;
+    let model = ModelPlan::find(args.model.as_deref())?;
+    model.must_generate()?;
+    let Layout::Grid { h, w } = model.tokens.layout else {
+        return Err(Error::unsupported(
+            format!("editing with tokens in a {}", model.tokens.layout),
+            "a token must stand for a place of the image: use a model whose tokens are one grid",
+        ));
+    };
+    let condition = model.condition(Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref() })?;
+    let mut sampling = args.sampling.over(model.sampling())?;
+    if condition == Condition::None {
+        sampling.guidance = 1.0;
+    }
+    let limits = Limits::default();
+    let pixels = smalti_data::image::open(&args.image, BACKGROUND, &limits)?;
+    let mask = decode_mask(&files::read(&args.mask)?, &args.mask.display().to_string(), &limits)?;
+    if !mask.repaint.contains(&true) {
+        return Err(Error::invalid_hint(
+            args.mask.display(),
+            "the mask marks nothing",
+            "what is white, or transparent if anything is, will be painted anew",
+        ));
+    }
+    let repaint = Mask::new(pixels.width, pixels.height, mask.on_grid(pixels.width, pixels.height))?;
+    let keep: Vec<bool> = repaint.on_grid(w, h).into_iter().map(|repaint| !repaint).collect();
+    Ok(EditPlan {
+        image: args.image.clone(),
+        mask: args.mask.clone(),
+        size: (pixels.height, pixels.width),
+        tokens: (keep.iter().filter(|keep| !**keep).count(), keep.len()),
+        prompt: args.prompt.clone(),
+        class: args.class.clone(),
+        seed: settings.seed(),
+        device,
+        out,
+        sampling,
+        model,
+        condition,
+        pixels,
+        repaint,
+        keep,
+    })
+}
+
+/// Paints anew.
+///
+/// # Errors
+/// What reading the weights, generating and writing return, or [`Error::Interrupted`].
+pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
+    Output::File(plan.out.clone()).prepare()?;
+    let device = device::open(&plan.device)?;
+    let tokenizer = plan.model.open_tokenizer(&device)?;
+    let generator = plan.model.open_generator(&device)?;
+    let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::Bicubic)?;
+    let Codes::Discrete(codes) = tokenizer.encode(pixels::upload(&[small], &device)) else {
+        return Err(Error::unsupported("editing with continuous tokens", "use a model of discrete tokens"));
+    };
+    let known = Known { codes: pixels::token_rows(codes)?.swap_remove(0), keep: plan.keep.clone() };
+    let image = ImageRequest { condition: plan.condition.clone(), seed: plan.seed, known: Some(known) };
+    let request = Request { images: vec![image], sampling: plan.sampling.clone() };
+    let codes = generate(&generator, &request, "editing", progress)?;
+    let painted = resize(&pixels::download(tokenizer.decode(&codes))?.swap_remove(0), plan.size, Filter::Bicubic)?;
+    let parameters = parameters(plan);
+    save_png(&plan.out, &composite(&plan.pixels, &painted, &plan.repaint), Some(&parameters))?;
+    let repainted = plan.repaint.repaint.iter().filter(|r| **r).count() as f64 / plan.repaint.repaint.len() as f64;
+    Ok(EditOutcome { file: plan.out.clone(), repainted, tokens: plan.tokens, parameters })
+}
+
+/// The painted pixels where the mask says so, else the image's own.
+fn composite(image: &Image, painted: &Image, mask: &Mask) -> Image {
+    let mut result = image.clone();
+    let pixels = result.pixels.as_chunks_mut::<3>().0.iter_mut();
+    for ((pixel, new), repaint) in pixels.zip(painted.pixels.as_chunks::<3>().0).zip(&mask.repaint) {
+        if *repaint {
+            *pixel = *new;
+        }
+    }
+    result
+}
+
+fn parameters(plan: &EditPlan) -> serde_json::Value {
+    serde_json::json!({
+        "program": concat!("smalti ", env!("CARGO_PKG_VERSION")),
+        "verb": "edit",
+        "prompt": plan.prompt,
+        "class": plan.class,
+        "seed": plan.seed,
+        "image": plan.image,
+        "mask": plan.mask,
+        "tokens_made": plan.tokens.0,
+        "sampling": plan.sampling,
+        "model": plan.model.provenance(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_pixels_are_the_images_own() {
+        let image = Image::filled(2, 1, [1, 2, 3]);
+        let painted = Image::filled(2, 1, [7, 8, 9]);
+        let mask = Mask::new(2, 1, vec![false, true]).unwrap();
+        assert_eq!(composite(&image, &painted, &mask).pixels, [1, 2, 3, 7, 8, 9]);
+    }
+}

@@ -1,0 +1,189 @@
+//! `evaluate`: numbers of a model on images.
+
+use crate::Settings;
+use crate::model::ModelPlan;
+use crate::pixels;
+use crate::source::{Images, SourceArgs};
+use burn::tensor::{Int, Tensor};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Progress, Result, TokenSpec, device};
+use smalti_data::loader::Skipped;
+use smalti_data::{ImageBatch, TextTokenizer};
+use smalti_eval::Scores;
+use smalti_models::generators::{ConditionConfig, GeneratorModel};
+use smalti_models::quantizers::usage::Usage;
+use smalti_models::{Codes, Condition, Tokenizer};
+use std::path::PathBuf;
+
+/// What `evaluate` is told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateArgs {
+    /// Bundle or run folder
+    #[arg(value_name = "BUNDLE")]
+    pub model: PathBuf,
+    /// An image, a folder of images, WebDataset tars or IDX files
+    #[arg(long, value_name = "SRC")]
+    pub data: PathBuf,
+    /// Images that are computed at the same time
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub batch: usize,
+    /// Which images.
+    #[command(flatten)]
+    pub images: SourceArgs,
+}
+
+/// A resolved and checked `evaluate`.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvaluatePlan {
+    /// Images at the same time.
+    pub batch: usize,
+    /// Where to compute.
+    pub device: String,
+    /// The images.
+    pub data: Images,
+    /// The model.
+    pub model: ModelPlan,
+}
+
+/// The numbers of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvaluateOutcome {
+    /// The model's name.
+    pub model: String,
+    /// Number of images.
+    pub images: usize,
+    /// Images that could not be used.
+    pub skipped: Vec<Skipped>,
+    /// How near reconstructions are, and how the codebook is used.
+    pub tokenizer: TokenizerNumbers,
+    /// How well the generator predicts the images' tokens, if the model has one.
+    pub generator: Option<GeneratorNumbers>,
+}
+
+/// Numbers of a tokenizer.
+#[derive(Clone, Debug, Serialize)]
+pub struct TokenizerNumbers {
+    /// Means over images, of 8-bit pixels at the model's size.
+    #[serde(flatten)]
+    pub scores: Scores,
+    /// Share of the codes that occur.
+    pub usage: f64,
+    /// Perplexity of the code frequencies: as many equally frequent codes would be as hard to guess.
+    pub perplexity: f64,
+    /// Number of codes.
+    pub vocabulary: usize,
+}
+
+/// Numbers of a generator: its mean validation loss in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct GeneratorNumbers {
+    /// Per token.
+    pub bits_per_token: f64,
+    /// Per pixel: tokens of an image times bits per token, divided by height times width.
+    pub bits_per_pixel: f64,
+    /// Per colour value: bits per pixel divided by 3.
+    pub bits_per_dimension: f64,
+}
+
+impl GeneratorNumbers {
+    fn of(nats_per_token: f64, tokens: &TokenSpec) -> Self {
+        let bits_per_token = nats_per_token / std::f64::consts::LN_2;
+        let (height, width) = tokens.image_size;
+        let bits_per_pixel = bits_per_token * tokens.length() as f64 / (height * width) as f64;
+        Self { bits_per_token, bits_per_pixel, bits_per_dimension: bits_per_pixel / 3.0 }
+    }
+}
+
+/// Resolves and checks everything; reads no weight and no image.
+///
+/// # Errors
+/// A model that is missing or does not fit, a source that is none, or an unknown device.
+pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
+    let model = ModelPlan::find(Some(&args.model))?;
+    let classes = (!model.manifest.classes.is_empty()).then_some(model.manifest.classes.as_slice());
+    let data = Images::open(args.images.config(&args.data, model.tokens.image_size)?, classes)?;
+    Ok(EvaluatePlan { batch: args.batch.max(1), device: settings.device_name()?, data, model })
+}
+
+/// Computes the numbers.
+///
+/// # Errors
+/// What reading and computing return, or [`Error::Interrupted`].
+pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutcome> {
+    let device = device::open(&plan.device)?;
+    let tokenizer = plan.model.open_tokenizer(&device)?;
+    let mut judge = plan.model.has_generator().then(|| Judge::open(&plan.model, &device)).transpose()?;
+    let mut usage = Usage::new(plan.model.tokens.vocabulary);
+    let mut scores = Vec::new();
+    let skipped = plan.data.each_batch("evaluating", 0, plan.batch, progress, |batch, _| {
+        let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
+        let reconstructions = pixels::download(tokenizer.decode(&codes))?;
+        for (original, reconstruction) in pixels::batch_images(&batch)?.iter().zip(&reconstructions) {
+            scores.push(pixels::compare(original, reconstruction)?);
+        }
+        if let Codes::Discrete(codes) = codes {
+            usage.add(pixels::token_rows(codes.clone())?.into_iter().flatten().map(i64::from));
+            if let Some(judge) = &mut judge {
+                judge.add(codes, &batch)?;
+            }
+        }
+        Ok(format!("psnr {:.2}", Scores::mean(&scores).psnr))
+    })?;
+    Ok(EvaluateOutcome {
+        model: plan.model.name.clone(),
+        images: scores.len(),
+        skipped,
+        tokenizer: TokenizerNumbers {
+            scores: Scores::mean(&scores),
+            usage: usage.used_fraction(),
+            perplexity: usage.perplexity(),
+            vocabulary: plan.model.tokens.vocabulary,
+        },
+        generator: judge.map(|judge| GeneratorNumbers::of(judge.nats / judge.images as f64, &plan.model.tokens)),
+    })
+}
+
+/// Sums a generator's loss over images.
+struct Judge {
+    generator: GeneratorModel,
+    condition: ConditionConfig,
+    text: Option<TextTokenizer>,
+    images: u64,
+    nats: f64,
+}
+
+impl Judge {
+    fn open(model: &ModelPlan, device: &burn::tensor::Device) -> Result<Self> {
+        let text =
+            matches!(model.condition, ConditionConfig::Text { .. }).then(|| model.text_tokenizer()).transpose()?;
+        let (generator, condition) = (model.open_generator(device)?, model.condition.clone());
+        Ok(Self { generator, condition, text, images: 0, nats: 0.0 })
+    }
+
+    fn add(&mut self, codes: Tensor<2, Int>, batch: &ImageBatch) -> Result<()> {
+        let conditions = (0..batch.len()).map(|i| self.condition(batch, i)).collect::<Result<Vec<_>>>()?;
+        let loss = self.generator.validation_loss(codes, &conditions, self.images)?;
+        let nats: Vec<f32> = loss
+            .nats_per_token
+            .into_data()
+            .convert::<f32>()
+            .try_into_vec()
+            .map_err(|error| Error::invalid("generator loss", format!("{error:?}")))?;
+        self.nats += f64::from(nats.first().copied().unwrap_or(f32::NAN)) * batch.len() as f64;
+        self.images += batch.len() as u64;
+        Ok(())
+    }
+
+    /// What the data set says of an image, if the generator understands it.
+    fn condition(&self, batch: &ImageBatch, i: usize) -> Result<Condition> {
+        Ok(match (&self.condition, &self.text) {
+            (ConditionConfig::Class { .. }, _) => batch.labels[i].map_or(Condition::None, Condition::Class),
+            (ConditionConfig::Text { .. }, Some(text)) => match &batch.texts[i] {
+                Some(caption) => Condition::Text(text.encode(caption)?),
+                None => Condition::None,
+            },
+            _ => Condition::None,
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! `generate`: text, a class or nothing to pictures.
+
+use crate::model::{ModelPlan, Wish};
+use crate::output::Output;
+use crate::pixels;
+use crate::{SamplingArgs, Settings};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Progress, Result, device};
+use smalti_data::image::{Image, grid, save_png};
+use smalti_models::sampling::Sampling;
+use smalti_models::{Codes, Condition, Generator, ImageRequest, Request, Tokenizer};
+use std::path::{Path, PathBuf};
+
+/// Most pictures that are asked for at once.
+const MOST: usize = 1_000_000;
+/// Pixels between the pictures of a grid.
+const GAP: usize = 2;
+
+/// What `generate` is told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerateArgs {
+    /// What the picture should show
+    pub prompt: Option<String>,
+    /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
+    #[arg(short, long, value_name = "BUNDLE")]
+    pub model: Option<PathBuf>,
+    /// Class by number or name, for models of classes
+    #[arg(long, value_name = "N|NAME")]
+    pub class: Option<String>,
+    /// Number of pictures
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
+    pub count: usize,
+    /// A .png file (several pictures become a grid), or a folder (a file for each picture)
+    #[arg(short, long, value_name = "FILE|DIR")]
+    pub out: PathBuf,
+    /// Enlarge each pixel to a square of N
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub scale: usize,
+    /// Pictures that are made at the same time; does not change them
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// How tokens are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// A resolved and checked `generate`.
+#[derive(Clone, Debug, Serialize)]
+pub struct GeneratePlan {
+    /// What the pictures should show.
+    pub prompt: Option<String>,
+    /// The class as typed.
+    pub class: Option<String>,
+    /// Seed of the first picture; picture i has this seed + i.
+    pub seed: u64,
+    /// Number of pictures.
+    pub count: usize,
+    /// Pictures made at the same time.
+    pub batch: usize,
+    /// Enlargement.
+    pub scale: usize,
+    /// Where to compute.
+    pub device: String,
+    /// Where the pictures go.
+    pub out: Output,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// The model.
+    pub model: ModelPlan,
+    #[serde(skip)]
+    condition: Condition,
+}
+
+/// What `generate` made.
+#[derive(Clone, Debug, Serialize)]
+pub struct GenerateOutcome {
+    /// The files that were written.
+    pub files: Vec<PathBuf>,
+    /// The seed of each picture.
+    pub seeds: Vec<u64>,
+    /// Height and width of a picture in pixels.
+    pub size: (usize, usize),
+    /// The parameters that the first file carries.
+    pub parameters: serde_json::Value,
+}
+
+/// Resolves and checks everything; reads no weight.
+///
+/// # Errors
+/// A model that is missing, does not fit or cannot generate, a condition that it does not understand, an unknown device, or a
+/// setting out of range.
+pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
+    for (name, value, most) in
+        [("--count", args.count, MOST), ("--batch", args.batch, 4096), ("--scale", args.scale, 64)]
+    {
+        if !(1..=most).contains(&value) {
+            return Err(Error::invalid(name, format!("{value} is not in 1..={most}")));
+        }
+    }
+    let out = Output::of(&args.out)?;
+    let device = settings.device_name()?;
+    let model = ModelPlan::find(args.model.as_deref())?;
+    model.must_generate()?;
+    let condition = model.condition(Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref() })?;
+    let mut sampling = args.sampling.over(model.sampling())?;
+    if condition == Condition::None {
+        // Guidance strengthens a condition: without one it only doubles the work.
+        sampling.guidance = 1.0;
+    }
+    Ok(GeneratePlan {
+        prompt: args.prompt.clone(),
+        class: args.class.clone(),
+        seed: settings.seed(),
+        count: args.count,
+        batch: args.batch.min(args.count),
+        scale: args.scale,
+        device,
+        out,
+        sampling,
+        model,
+        condition,
+    })
+}
+
+/// Makes the pictures.
+///
+/// # Errors
+/// What reading the weights, generating and writing return, or [`Error::Interrupted`]; pictures that were already written stay.
+pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutcome> {
+    plan.out.prepare()?;
+    let device = device::open(&plan.device)?;
+    let tokenizer = plan.model.open_tokenizer(&device)?;
+    let generator = plan.model.open_generator(&device)?;
+    let seeds: Vec<u64> = (0..plan.count as u64).map(|i| plan.seed.wrapping_add(i)).collect();
+    let (mut files, mut images) = (Vec::new(), Vec::new());
+    let batches = seeds.len().div_ceil(plan.batch);
+    for (batch, seeds) in seeds.chunks(plan.batch).enumerate() {
+        let request = ImageRequest { condition: plan.condition.clone(), seed: 0, known: None };
+        let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..request.clone() }).collect();
+        let request = Request { images: requests, sampling: plan.sampling.clone() };
+        let what = if batches > 1 { format!("generating {}/{batches}", batch + 1) } else { "generating".into() };
+        let codes = generate(&generator, &request, &what, progress)?;
+        for (image, seed) in pixels::download(tokenizer.decode(&codes))?.iter().zip(seeds) {
+            let image = pixels::enlarged(image, plan.scale)?;
+            match &plan.out {
+                Output::Folder(folder) => files.push(save(plan, &name(folder, *seed), &image, *seed, 1)?),
+                Output::File(_) => images.push(image),
+            }
+        }
+    }
+    if let Output::File(path) = &plan.out {
+        let columns = (plan.count as f64).sqrt().ceil() as usize;
+        let sheet = if images.len() == 1 { images.swap_remove(0) } else { grid(&images, columns, GAP * plan.scale)? };
+        files.push(save(plan, path, &sheet, plan.seed, plan.count)?);
+    }
+    let (height, width) = plan.model.tokens.image_size;
+    Ok(GenerateOutcome {
+        parameters: parameters(plan, plan.seed, if matches!(plan.out, Output::File(_)) { plan.count } else { 1 }),
+        size: (height * plan.scale, width * plan.scale),
+        files,
+        seeds,
+    })
+}
+
+/// Pulls a generation to its end.
+pub(crate) fn generate(
+    generator: &dyn Generator,
+    request: &Request,
+    what: &str,
+    progress: &dyn Progress,
+) -> Result<Codes> {
+    let mut generation = generator.start(request)?;
+    progress.begin(what, generation.steps() as u64, "steps");
+    while generation.done() < generation.steps() {
+        if progress.cancelled() {
+            progress.end();
+            return Err(Error::Interrupted { hint: None });
+        }
+        generation.next();
+        progress.advance(generation.done() as u64, "");
+    }
+    progress.end();
+    Ok(generation.codes())
+}
+
+fn name(folder: &Path, seed: u64) -> PathBuf {
+    folder.join(format!("{seed:06}.png"))
+}
+
+fn save(plan: &GeneratePlan, path: &Path, image: &Image, seed: u64, count: usize) -> Result<PathBuf> {
+    save_png(path, image, Some(&parameters(plan, seed, count)))?;
+    Ok(path.to_path_buf())
+}
+
+/// What a picture was made with, for its text chunk.
+fn parameters(plan: &GeneratePlan, seed: u64, count: usize) -> serde_json::Value {
+    serde_json::json!({
+        "program": concat!("smalti ", env!("CARGO_PKG_VERSION")),
+        "verb": "generate",
+        "prompt": plan.prompt,
+        "class": plan.class,
+        "seed": seed,
+        "count": count,
+        "sampling": plan.sampling,
+        "model": plan.model.provenance(),
+    })
+}

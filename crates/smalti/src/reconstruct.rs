@@ -1,0 +1,143 @@
+//! `reconstruct`: images through a tokenizer and back, side by side with the originals.
+
+use crate::Settings;
+use crate::model::ModelPlan;
+use crate::output::{file_stem, prepare_folder};
+use crate::pixels;
+use crate::source::{Images, SourceArgs};
+use serde::{Deserialize, Serialize};
+use smalti_base::{Progress, Result, device};
+use smalti_data::image::{Image, grid, save_png};
+use smalti_data::loader::Skipped;
+use smalti_eval::Scores;
+use smalti_models::Tokenizer;
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+/// Pixels between an image and its reconstruction.
+const GAP: usize = 2;
+/// Most pairs on the contact sheet.
+const ON_SHEET: usize = 64;
+/// Pairs in a row of it.
+const COLUMNS: usize = 4;
+
+/// What `reconstruct` is told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReconstructArgs {
+    /// An image, a folder of images, WebDataset tars or IDX files
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
+    #[arg(short, long, value_name = "BUNDLE")]
+    pub model: Option<PathBuf>,
+    /// The folder for the pictures (original left, reconstruction right) and the contact sheet grid.png
+    #[arg(short, long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Images that are computed at the same time
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// Which images.
+    #[command(flatten)]
+    pub images: SourceArgs,
+}
+
+/// A resolved and checked `reconstruct`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReconstructPlan {
+    /// The folder to write into.
+    pub out: PathBuf,
+    /// Images at the same time.
+    pub batch: usize,
+    /// Where to compute.
+    pub device: String,
+    /// The images.
+    pub source: Images,
+    /// The model.
+    pub model: ModelPlan,
+}
+
+/// One image.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reconstruction {
+    /// Its name in the source.
+    pub key: String,
+    /// The side-by-side picture.
+    pub file: PathBuf,
+    /// How near the reconstruction is.
+    #[serde(flatten)]
+    pub scores: Scores,
+}
+
+/// What `reconstruct` made.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReconstructOutcome {
+    /// Each image, in the source's order.
+    pub images: Vec<Reconstruction>,
+    /// The mean of each score.
+    pub mean: Scores,
+    /// The contact sheet.
+    pub grid: PathBuf,
+    /// Images that could not be used.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Resolves and checks everything; reads no weight and no image.
+///
+/// # Errors
+/// A model that is missing or does not fit, a source that is none, an unknown device, or a setting out of range.
+pub fn plan(args: &ReconstructArgs, settings: &Settings) -> Result<ReconstructPlan> {
+    let model = ModelPlan::find(args.model.as_deref())?;
+    let source = Images::open(args.images.config(&args.source, model.tokens.image_size)?, None)?;
+    Ok(ReconstructPlan {
+        out: args.out.clone(),
+        batch: args.batch.max(1),
+        device: settings.device_name()?,
+        source,
+        model,
+    })
+}
+
+/// Reconstructs all images.
+///
+/// # Errors
+/// What reading, computing and writing return, or [`smalti_base::Error::Interrupted`]; pictures already written stay.
+pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<ReconstructOutcome> {
+    prepare_folder(&plan.out)?;
+    let device = device::open(&plan.device)?;
+    let tokenizer = plan.model.open_tokenizer(&device)?;
+    let (mut images, mut pairs, mut names) = (Vec::new(), Vec::new(), HashSet::from(["grid".to_string()]));
+    let skipped = plan.source.each_batch("reconstructing", 0, plan.batch, progress, |batch, _| {
+        let originals = pixels::batch_images(&batch)?;
+        let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
+        for ((key, original), image) in
+            batch.keys.iter().zip(&originals).zip(pixels::download(tokenizer.decode(&codes))?)
+        {
+            let scores = pixels::compare(original, &image)?;
+            let pair = grid(&[original.clone(), image], 2, GAP)?;
+            let file = plan.out.join(unique(file_stem(key), &mut names) + ".png");
+            save_png(&file, &pair, None)?;
+            if pairs.len() < ON_SHEET {
+                pairs.push(pair);
+            }
+            images.push(Reconstruction { key: key.clone(), file, scores });
+        }
+        Ok(images.last().map(|image| format!("psnr {:.2}", image.scores.psnr)).unwrap_or_default())
+    })?;
+    let sheet = plan.out.join("grid.png");
+    save_sheet(&sheet, &pairs)?;
+    let scores: Vec<Scores> = images.iter().map(|image| image.scores).collect();
+    Ok(ReconstructOutcome { mean: Scores::mean(&scores), images, grid: sheet, skipped })
+}
+
+fn save_sheet(path: &std::path::Path, pairs: &[Image]) -> Result<()> {
+    save_png(path, &grid(pairs, COLUMNS, 2 * GAP)?, None)
+}
+
+/// The name, with a number if it is taken.
+fn unique(stem: String, taken: &mut HashSet<String>) -> String {
+    let numbered = (1..).map(|n| if n == 1 { stem.clone() } else { format!("{stem}-{n}") });
+    let name = numbered.into_iter().find(|name| !taken.contains(name)).unwrap_or(stem.clone());
+    taken.insert(name.clone());
+    name
+}

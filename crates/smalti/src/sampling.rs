@@ -1,0 +1,44 @@
+//! How tokens are drawn, as typed.
+
+use serde::{Deserialize, Serialize};
+use smalti_base::Result;
+use smalti_models::sampling::Sampling;
+
+/// Sampling settings that replace those of the bundle.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+#[command(next_help_heading = "Sampling (defaults: the model's own)")]
+pub struct SamplingArgs {
+    /// Strength of the condition (classifier-free guidance); 1 is off
+    #[arg(long, value_name = "X")]
+    pub guidance: Option<f32>,
+    /// Logits are divided by it; 0 always takes the most likely token
+    #[arg(long, value_name = "X")]
+    pub temperature: Option<f32>,
+    /// Draw only from the N most likely tokens; 0 is off
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Draw only from the most likely tokens that together have this probability
+    #[arg(long, value_name = "X")]
+    pub top_p: Option<f32>,
+    /// Decoding steps, for generators that can choose
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+}
+
+impl SamplingArgs {
+    /// The model's settings with what was typed in their place.
+    ///
+    /// # Errors
+    /// As [`Sampling::validate`].
+    pub fn over(&self, defaults: &Sampling) -> Result<Sampling> {
+        let mut sampling = defaults.clone();
+        sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = self.top_k.map_or(sampling.top_k, |k| (k > 0).then_some(k));
+        sampling.top_p = self.top_p.or(sampling.top_p);
+        sampling.steps = self.steps.or(sampling.steps);
+        sampling.validate()?;
+        Ok(sampling)
+    }
+}

@@ -1,0 +1,215 @@
+//! `tokenize`: a data set to token shards. Run again, it goes on where it stopped.
+
+use crate::Settings;
+use crate::model::ModelPlan;
+use crate::output::prepare_folder;
+use crate::pixels;
+use crate::source::{Images, SourceArgs};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Progress, Result, TokenSpec, device, files};
+use smalti_data::loader::Skipped;
+use smalti_data::shard::{Origin, TokenizerId};
+use smalti_data::{Image, ImageBatch, Loader, ShardWriter, TokenRow};
+use smalti_models::tokenizers::TokenizerModel;
+use smalti_models::{Codes, Tokenizer};
+use std::path::PathBuf;
+
+/// What `tokenize` is told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokenizeArgs {
+    /// A folder of images, WebDataset tars or IDX files
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// The folder for the token shards
+    #[arg(value_name = "DEST")]
+    pub out: PathBuf,
+    /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
+    #[arg(short, long, value_name = "BUNDLE")]
+    pub model: Option<PathBuf>,
+    /// Images that are computed at the same time
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub batch: usize,
+    /// After each image also its mirror image
+    #[arg(long)]
+    pub flip: bool,
+    /// Rows of a shard
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub per_shard: usize,
+    /// Which images.
+    #[command(flatten)]
+    pub images: SourceArgs,
+}
+
+/// A resolved and checked `tokenize`.
+#[derive(Clone, Debug, Serialize)]
+pub struct TokenizePlan {
+    /// The folder to write into.
+    pub out: PathBuf,
+    /// Images at the same time.
+    pub batch: usize,
+    /// Whether mirror images are added.
+    pub flip: bool,
+    /// Rows of a shard.
+    pub per_shard: usize,
+    /// Where to compute.
+    pub device: String,
+    /// The images.
+    pub source: Images,
+    /// The model.
+    pub model: ModelPlan,
+}
+
+/// What `tokenize` made.
+#[derive(Clone, Debug, Serialize)]
+pub struct TokenizeOutcome {
+    /// The folder of shards.
+    pub folder: PathBuf,
+    /// The tokens of an image.
+    pub tokens: TokenSpec,
+    /// Number of shards.
+    pub shards: usize,
+    /// Number of rows in them.
+    pub rows: usize,
+    /// Rows and skipped images that were there already.
+    pub resumed_at: usize,
+    /// Bytes of all shards.
+    pub bytes: u64,
+    /// Images that could not be used.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Resolves and checks everything; reads no weight and no image.
+///
+/// # Errors
+/// A model that is missing or does not fit, a source that is none, an unknown device, or a setting out of range.
+pub fn plan(args: &TokenizeArgs, settings: &Settings) -> Result<TokenizePlan> {
+    if args.per_shard == 0 {
+        return Err(Error::invalid("--per-shard", "0 rows are no shard; expected 1 or more"));
+    }
+    let model = ModelPlan::find(args.model.as_deref())?;
+    let source = Images::open(args.images.config(&args.source, model.tokens.image_size)?, None)?;
+    Ok(TokenizePlan {
+        out: args.out.clone(),
+        batch: args.batch.max(1),
+        flip: args.flip,
+        per_shard: args.per_shard,
+        device: settings.device_name()?,
+        source,
+        model,
+    })
+}
+
+/// Writes the shards.
+///
+/// # Errors
+/// A folder of other tokens, what reading, computing and writing return, or [`Error::Interrupted`]; finished shards stay.
+pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutcome> {
+    prepare_folder(&plan.out)?;
+    let mut rows = Rows::open(plan)?;
+    let resumed_at = rows.writer.next();
+    if !rows.writer.manifest().complete {
+        let device = device::open(&plan.device)?;
+        let tokenizer = plan.model.open_tokenizer(&device)?;
+        let start = resumed_at / rows.copies;
+        let skipped = plan.source.each_batch("tokenizing", start, plan.batch, progress, |batch, loader| {
+            let codes = encode(&tokenizer, &batch, plan.flip, &device)?;
+            rows.add(&batch, codes, loader)?;
+            Ok(String::new())
+        });
+        let skipped = skipped.map_err(|error| match error {
+            Error::Interrupted { .. } => {
+                Error::Interrupted { hint: Some("finished shards are kept; run the same command to go on".into()) }
+            }
+            other => other,
+        })?;
+        rows.skip_until(plan.source.images * rows.copies, &skipped)?;
+    }
+    let manifest = rows.writer.finish()?;
+    Ok(TokenizeOutcome {
+        folder: plan.out.clone(),
+        tokens: plan.model.tokens.clone(),
+        shards: manifest.shards.len(),
+        rows: manifest.rows(),
+        resumed_at,
+        bytes: manifest.shards.iter().map(|shard| shard.bytes).sum(),
+        skipped: manifest.skipped,
+    })
+}
+
+/// The tokens of each image of a batch; with `flip` each followed by those of its mirror image.
+fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &Device) -> Result<Vec<Vec<u32>>> {
+    let tokens = |images| match tokenizer.encode(images) {
+        Codes::Discrete(codes) => pixels::token_rows(codes),
+        Codes::Continuous(_) => {
+            Err(Error::unsupported("shards of continuous tokens", "use a tokenizer of discrete tokens"))
+        }
+    };
+    let plain = tokens(pixels::upload_batch(batch, device))?;
+    if !flip {
+        return Ok(plain);
+    }
+    let mirrored: Vec<Image> = pixels::batch_images(batch)?.iter().map(Image::flipped).collect();
+    let mirrored = tokens(pixels::upload(&mirrored, device))?;
+    Ok(plain.into_iter().zip(mirrored).flat_map(|(plain, mirrored)| [plain, mirrored]).collect())
+}
+
+/// Rows on their way to shards. With mirror images, rows `2 i` and `2 i + 1` belong to image `i`.
+struct Rows {
+    writer: ShardWriter,
+    copies: usize,
+}
+
+impl Rows {
+    fn open(plan: &TokenizePlan) -> Result<Self> {
+        let dataset = plan.source.dataset();
+        let copies = if plan.flip { 2 } else { 1 };
+        let mut data = dataset.describe();
+        if plan.flip {
+            data.images *= copies;
+            data.keys = files::sha256_bytes(format!("{} and mirror images", data.keys).as_bytes());
+        }
+        let config = &plan.source.config;
+        let transforms = serde_json::json!({
+            "background": config.background, "transforms": config.transforms, "flip": plan.flip,
+        });
+        let origin = Origin {
+            spec: plan.model.tokens.clone(),
+            tokenizer: TokenizerId { name: plan.model.name.clone(), sha256: plan.model.tokenizer_sha256.clone() },
+            data,
+            transforms: transforms.to_string(),
+            classes: dataset.classes().to_vec(),
+        };
+        Ok(Self { writer: ShardWriter::open(&plan.out, origin, plan.per_shard)?, copies })
+    }
+
+    /// Adds the rows of a batch. Images that it left out are noted as skipped.
+    fn add(&mut self, batch: &ImageBatch, codes: Vec<Vec<u32>>, loader: &Loader) -> Result<()> {
+        for (place, codes) in codes.into_iter().enumerate() {
+            let (i, copy) = (place / self.copies, place % self.copies);
+            let index = batch.indices[i] * self.copies + copy;
+            if index > self.writer.next() {
+                self.skip_until(index, &loader.skipped())?;
+            }
+            // A run may have stopped between an image and its mirror image.
+            if index == self.writer.next() {
+                let key = if copy == 0 { batch.keys[i].clone() } else { format!("{}#mirrored", batch.keys[i]) };
+                let row = TokenRow { key, codes, label: batch.labels[i], text: batch.texts[i].clone() };
+                self.writer.push(index, row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the rows before `end` as skipped.
+    fn skip_until(&mut self, end: usize, skipped: &[Skipped]) -> Result<()> {
+        while self.writer.next() < end {
+            let index = self.writer.next();
+            let known = skipped.iter().find(|skipped| skipped.index == index / self.copies);
+            let known = known.ok_or_else(|| Error::invalid("tokenize", format!("image {index} was lost")))?;
+            self.writer.skip(Skipped { index, ..known.clone() })?;
+        }
+        Ok(())
+    }
+}
