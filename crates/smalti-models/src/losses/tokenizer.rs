@@ -225,8 +225,8 @@ impl TokenizerLoss {
         features: Tensor<4>,
         rec: Tensor<4>,
     ) -> (Tensor<1>, Vec<(&'static str, Tensor<1>)>) {
-        // The generator's term must not give gradients to the critic.
-        let critic = critic.clone().no_grad();
+        // A snapshot with plain weights: the generator's term neither gives gradients to the critic nor moves its statistics.
+        let critic = critic.valid();
         if !config.adaptive {
             let nll = self.reconstruction(images.clone(), rec.clone());
             let generator = generator_loss(critic.forward(rec));
