@@ -1,7 +1,9 @@
 //! What the operations share at the border to the CPU backend.
 
-use burn::backend::{Flex, TensorMetadata, tensor::FloatTensor};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::backend::ops::IntTensorOps;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::{DType, Device, IntDType, Tensor, TensorData};
 use std::ops::{Deref, Range};
 
 /// Whether a tensor lives on the CPU backend, recorded for gradients or not, in the data type of the own bodies.
@@ -43,4 +45,10 @@ pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Flo
 /// The sizes of a tensor of rank `D`.
 pub(crate) fn dims<const D: usize>(tensor: &FloatTensor<Flex>) -> [usize; D] {
     tensor.shape().dims()
+}
+
+/// The values of an integer tensor in row-major order.
+pub(crate) fn integers(tensor: IntTensor<Flex>) -> Vec<i64> {
+    let tensor = Flex::int_cast(tensor, IntDType::I64).to_contiguous();
+    tensor.as_slice::<i64>().map(<[i64]>::to_vec).unwrap_or_default()
 }

@@ -1,6 +1,10 @@
 //! Nearest row of a codebook.
 
-use burn::tensor::{Int, Tensor};
+use crate::cpu::nearest_code::nearest;
+use crate::flex::{Values, dims, serves};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{Int, Tensor, TensorData};
 
 /// Index of the codebook row with the smallest squared euclidean distance to each latent, the first one on ties.
 /// No gradient flows through it.
@@ -13,7 +17,13 @@ use burn::tensor::{Int, Tensor};
 /// # Panics
 /// Where Burn's operations do: shapes that do not fit, an empty codebook.
 pub fn nearest_code(latents: Tensor<2>, codebook: Tensor<2>) -> Tensor<1, Int> {
-    portable(latents, codebook)
+    let (latents, codebook) = (latents.inner(), codebook.inner());
+    let ([_, c], [k, width]) = (latents.dims(), codebook.dims());
+    if !(c == width && c > 0 && k > 0 && serves(&latents) && serves(&codebook)) {
+        return portable(latents, codebook);
+    }
+    let (latents, codebook) = (latents.into_dispatch(), codebook.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as NearestCode>::smalti_nearest_code(latents, codebook))
 }
 
 /// Distances kept at a time by the portable body.
@@ -35,5 +45,18 @@ pub fn portable(latents: Tensor<2>, codebook: Tensor<2>) -> Tensor<1, Int> {
     match tiles.collect::<Vec<_>>() {
         tiles if tiles.is_empty() => Tensor::zeros([0], &latents.device()),
         tiles => Tensor::cat(tiles, 0),
+    }
+}
+
+#[backend_extension(Flex)]
+trait NearestCode: Backend {
+    fn smalti_nearest_code(latents: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self>;
+}
+
+impl NearestCode for Flex {
+    fn smalti_nearest_code(latents: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
+        let [n, width] = dims(&latents);
+        let indices = nearest(&Values::of(latents), &Values::of(codebook), width);
+        IntTensor::<Flex>::from_data(TensorData::new(indices, [n]))
     }
 }

@@ -1,9 +1,10 @@
 //! Convolution as a matrix product with strips of columns: column `p` of a strip holds the inputs that result `p` sees,
 //! in the order `[input channel, kernel row, kernel column]` of a row of the weight. Results are counted over the batch.
 
-use super::{Geometry, add_up, shares};
+use super::{Geometry, add_up};
 use crate::cpu::buffer::{Shared, with_scratch, written};
 use crate::cpu::gemm::{Matrix, multiply};
+use crate::cpu::shares;
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -68,7 +68,10 @@ simd! {
                     }
                     // SAFETY: rows of different tasks do not overlap, and one of them is borrowed at a time.
                     let target = unsafe { kernels.range(((6 * i + j) * rows + row) * columns + column, count) };
-                    target.copy_from_slice(&whole[..count]);
+                    match target.as_mut_array() {
+                        Some(target) => *target = whole,
+                        None => target.copy_from_slice(&whole[..count]),
+                    }
                 }
             }
         }
@@ -84,7 +87,11 @@ simd! {
             let mut half = [[0.0; LANES]; 18];
             for point in 0..POINTS {
                 let mut s = [0.0; LANES];
-                s[..kernels.len()].copy_from_slice(&sums[point * n + i * LANES..][..kernels.len()]);
+                let sums = &sums[point * n + i * LANES..][..kernels.len()];
+                match sums.as_array() {
+                    Some(sums) => s = *sums,
+                    None => s[..sums.len()].copy_from_slice(sums),
+                }
                 for row in 0..3 {
                     for l in 0..LANES {
                         half[6 * row + point % 6][l] += G[point / 6][row] * s[l];

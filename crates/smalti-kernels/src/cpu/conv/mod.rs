@@ -94,9 +94,3 @@ fn add_up(parts: Vec<Vec<f32>>) -> Vec<f32> {
     }
     first
 }
-
-/// `0..n` in at most as many equal ranges as there are threads: the unit of work where sums must keep their order.
-fn shares(n: usize) -> Vec<std::ops::Range<usize>> {
-    let share = n.div_ceil(rayon::current_num_threads()).max(1);
-    (0..n).step_by(share).map(|start| start..(start + share).min(n)).collect()
-}

@@ -5,9 +5,10 @@
 
 use super::kernels::{self, transformed};
 use super::tiles::{Grid, POINTS, Source, Target, gradients, inputs, outputs};
-use super::{Geometry, add_up, shares};
+use super::{Geometry, add_up};
 use crate::cpu::buffer::{Shared, with_scratch, written};
 use crate::cpu::gemm::{Matrix, multiply};
+use crate::cpu::shares;
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -1,0 +1,105 @@
+//! Layer normalisation, cross-entropy and nearest code against their portable bodies.
+
+mod inputs;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use inputs::{assert_close, normal, stream};
+use smalti_kernels::{layer_norm, nearest_code, portable, softmax_cross_entropy};
+
+#[test]
+fn layer_norm_equals_the_portable_body() {
+    let device = Device::flex().autodiff();
+    let mut s = stream(1);
+    for case in 0..40 {
+        let [b, t, d] = [1 + s.below(4), 1 + s.below(30), 8 + s.below(100)];
+        let x = match case % 3 {
+            0 => normal(&mut s, [b, d, t], &device).swap_dims(1, 2),
+            1 => normal(&mut s, [b, t + 2, d + 1], &device).slice([0..b, 1..t + 1, 1..d + 1]),
+            _ => normal(&mut s, [b, t, d], &device) + 5.0,
+        };
+        let (gamma, beta) = (normal(&mut s, [d], &device) + 1.0, normal(&mut s, [d], &device));
+        let up = normal(&mut s, [b, t, d], &device);
+        let run = |f: fn(Tensor<3>, Tensor<1>, Tensor<1>, f64) -> Tensor<3>| {
+            let (x, gamma, beta) =
+                (x.clone().require_grad(), gamma.clone().require_grad(), beta.clone().require_grad());
+            let y = f(x.clone(), gamma.clone(), beta.clone(), 1e-5);
+            let grads = (y.clone() * up.clone()).sum().backward();
+            let [gamma, beta] = [gamma, beta].map(|p| p.grad(&grads).unwrap().reshape([1, 1, d]));
+            [y, x.grad(&grads).unwrap(), gamma, beta]
+        };
+        let (found, expected) = (run(layer_norm), run(portable::layer_norm));
+        for ((found, expected), name) in found.into_iter().zip(expected).zip(["y", "dx", "dgamma", "dbeta"]) {
+            assert_close(found, expected, 1e-4, &format!("{name} of {:?}", [b, t, d]));
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_equals_the_portable_body() {
+    let device = Device::flex().autodiff();
+    let mut s = stream(2);
+    for case in 0..40 {
+        let [n, k] = [1 + s.below(40), 2 + s.below(300)];
+        let logits = normal(&mut s, [n, k], &device) * 4.0;
+        let targets: Vec<i64> = (0..n).map(|_| s.below(k) as i64).collect();
+        let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, [n]), &device);
+        let weights = (case % 2 == 0).then(|| normal(&mut s, [n], &device).abs() + 0.01);
+        let smoothing = if case % 3 == 0 { 0.0 } else { 0.1 };
+        let run = |f: fn(Tensor<2>, Tensor<1, Int>, Option<Tensor<1>>, f32) -> Tensor<1>| {
+            let logits = logits.clone().require_grad();
+            let loss = f(logits.clone(), targets.clone(), weights.clone(), smoothing);
+            let grads = (loss.clone() * 3.0).backward();
+            (loss, logits.grad(&grads).unwrap() * n as f32)
+        };
+        let (found, expected) = (run(softmax_cross_entropy), run(portable::softmax_cross_entropy));
+        assert_close(found.0, expected.0, 1e-5, &format!("loss of {n} x {k}"));
+        assert_close(found.1, expected.1, 1e-5, &format!("dlogits of {n} x {k}"));
+    }
+}
+
+#[test]
+fn cross_entropy_of_hidden_classes_and_hidden_rows() {
+    let device = Device::flex().autodiff();
+    let hidden = f32::NEG_INFINITY;
+    let logits = Tensor::<2>::from_data([[1.0, hidden, 1.0], [hidden, hidden, 7.0], [0.0, 9.0, 0.0]], &device);
+    let logits = logits.require_grad();
+    let targets = Tensor::<1, Int>::from_data([0, 2, 0], &device);
+    let weights = Tensor::<1>::from_data([1.0, 1.0, 0.0], &device);
+    let loss = softmax_cross_entropy(logits.clone(), targets, Some(weights), 0.0);
+    let grads = loss.clone().backward();
+    assert_close(loss, Tensor::from_data([2.0f32.ln() / 2.0], &device), 1e-6, "loss");
+    let expected = Tensor::from_data([[-0.25, 0.0, 0.25], [0.0; 3], [0.0; 3]], &device);
+    assert_close(logits.grad(&grads).unwrap(), expected, 1e-6, "gradient");
+}
+
+#[test]
+fn nearest_code_equals_the_search_in_f64() {
+    let device = Device::flex();
+    let mut s = stream(3);
+    for _ in 0..20 {
+        let [n, k, c] = [1 + s.below(300), 1 + s.below(700), 1 + s.below(40)];
+        let latents = normal(&mut s, [c, n], &device).transpose();
+        let codebook = normal(&mut s, [k, c], &device);
+        let found = nearest_code(latents.clone(), codebook.clone()).into_data().convert::<i64>();
+        let values = |t: Tensor<2>| t.into_data().try_to_vec::<f32>().unwrap();
+        let (latents, codebook) = (values(latents), values(codebook));
+        let distance = |i: usize, j: usize| -> f64 {
+            let pairs = latents[i * c..(i + 1) * c].iter().zip(&codebook[j * c..(j + 1) * c]);
+            pairs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
+        };
+        for (i, found) in found.try_to_vec::<i64>().unwrap().into_iter().enumerate() {
+            let least = (0..k).map(|j| distance(i, j)).fold(f64::INFINITY, f64::min);
+            assert!(distance(i, found as usize) <= least + 1e-4, "latent {i} of {n}, {k} codes, {c} channels");
+        }
+    }
+}
+
+#[test]
+fn nearest_code_takes_the_first_of_equal_rows() {
+    let device = Device::flex();
+    let mut s = stream(4);
+    let half = normal(&mut s, [300, 5], &device);
+    let codebook = Tensor::cat(vec![half.clone(), half.clone()], 0);
+    let found = nearest_code(half.clone().autodiff(), codebook.clone()).into_data().convert::<i64>();
+    found.assert_eq(&TensorData::from((0..300).collect::<Vec<i64>>().as_slice()), true);
+}
