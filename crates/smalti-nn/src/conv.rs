@@ -77,3 +77,18 @@ impl Conv {
         smalti_kernels::conv2d(x_bchw, self.weight.val(), self.bias.as_ref().map(Param::val), options)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_weights_have_pytorchs_bound() {
+        let conv = Conv::new(7, 50, 3, &Device::flex());
+        let bound = 1.0 / (7.0f32 * 9.0).sqrt();
+        for values in [conv.weight.val().reshape([-1]), conv.bias.as_ref().unwrap().val()] {
+            let largest = values.abs().max().into_scalar::<f32>();
+            assert!(largest <= bound && largest > 0.8 * bound, "{largest} of {bound}");
+        }
+    }
+}

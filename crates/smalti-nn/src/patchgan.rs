@@ -96,3 +96,35 @@ impl PatchGan {
         self.conv_out.forward(x)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Module;
+
+    #[test]
+    fn the_smallest_image_leaves_one_patch() {
+        let device = Device::flex();
+        for layers in 1..=3 {
+            let config = PatchGanConfig { in_channels: 3, ndf: 2, layers };
+            let side = config.smallest_image();
+            let logits = config.init(&device).unwrap().forward(Tensor::zeros([1, 3, side, side], &device));
+            assert_eq!(logits.dims(), [1, 1, 1, 1], "{layers} layers");
+        }
+        assert!(PatchGanConfig { ndf: 0, ..Default::default() }.init(&device).is_err());
+    }
+
+    /// After one batch the running statistics are a tenth of the batch's, and a saved copy has them.
+    #[test]
+    fn running_statistics_follow_the_batch_at_once() {
+        let device = Device::flex().autodiff();
+        let norm = BatchStatistics::new(1, 0.0, &device);
+        let x = Tensor::<1>::from_floats([1.0, 2.0, 3.0, 6.0], &device).reshape([1, 1, 2, 2]);
+        let _ = norm.forward(x);
+        let copy = norm.valid();
+        let value = |t: Tensor<1>| t.into_scalar::<f32>();
+        assert!((value(copy.running_mean.value()) - 0.1 * 3.0).abs() < 1e-6);
+        // Unbiased variance of the batch: 14 / 3.
+        assert!((value(norm.running_var.value()) - (0.9 + 0.1 * 14.0 / 3.0)).abs() < 1e-6);
+    }
+}

@@ -110,3 +110,30 @@ impl ResnetBlock {
         shortcut + h
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Param;
+    use burn::tensor::Distribution;
+
+    /// MaskGIT's shortcut takes the second convolution's output: once that is constant, so is the block.
+    #[test]
+    fn a_shortcut_of_the_output_does_not_see_the_input() {
+        let device = Device::flex();
+        let block = |shortcut| {
+            let mut block =
+                ResnetBlockConfig { shortcut, norm_groups: 4, ..ResnetBlockConfig::new(8, 12) }.init(&device);
+            block.conv2.weight = Param::from_tensor(Tensor::zeros([12, 12, 3, 3], &device));
+            block
+        };
+        let x = || Tensor::<4>::random([1, 8, 5, 6], Distribution::Default, &device);
+        let differs = |shortcut| {
+            let block = block(shortcut);
+            (block.forward(x()) - block.forward(x())).abs().max().into_scalar::<f32>() > 1e-3
+        };
+        assert!(!differs(Shortcut::PointwiseOfOutput));
+        assert!(differs(Shortcut::Pointwise));
+        assert!(differs(Shortcut::Full));
+    }
+}

@@ -94,3 +94,36 @@ pub fn adaptive_weight(reconstruction: Tensor<4>, adversarial: Tensor<4>) -> Ten
     let norm = |gradient: Tensor<4>| gradient.square().sum().sqrt();
     (norm(reconstruction) / (norm(adversarial) + 1e-4)).clamp(0.0, 1e4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn logits(values: [f32; 2]) -> Tensor<4> {
+        Tensor::<1>::from_floats(values, &Device::flex()).reshape([1, 1, 1, 2])
+    }
+
+    fn value(loss: Tensor<1>) -> f64 {
+        f64::from(loss.into_scalar::<f32>())
+    }
+
+    #[test]
+    fn losses_by_hand() {
+        let (real, fake) = ([2.0, 0.5], [-3.0, 0.25]);
+        let hinge = value(AdversarialKind::Hinge.critic_loss(logits(real), logits(fake)));
+        assert!((hinge - 0.5 * (0.25 + 0.625)).abs() < 1e-6, "{hinge}");
+        let softplus = |x: f64| x.exp().ln_1p();
+        let expected = 0.25 * (softplus(-2.0) + softplus(-0.5) + softplus(-3.0) + softplus(0.25));
+        let vanilla = value(AdversarialKind::Vanilla.critic_loss(logits(real), logits(fake)));
+        assert!((vanilla - expected).abs() < 1e-6, "{vanilla}");
+        assert!((value(generator_loss(logits(fake))) - 1.375).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_adaptive_weight_is_bounded() {
+        assert!((value(adaptive_weight(logits([3.0, 4.0]), logits([0.0, 2.0]))) - 2.5).abs() < 1e-3);
+        assert_eq!(value(adaptive_weight(logits([3.0, 4.0]), logits([0.0, 0.0]))), 1e4);
+        assert_eq!(value(adaptive_weight(logits([0.0, 0.0]), logits([0.0, 2.0]))), 0.0);
+    }
+}
