@@ -6,6 +6,7 @@
 pub mod edit;
 pub mod evaluate;
 pub mod generate;
+pub mod golden;
 pub mod inspect;
 pub mod model;
 pub mod output;

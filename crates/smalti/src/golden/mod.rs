@@ -1,0 +1,88 @@
+//! Golden cases: tensors that official implementations made, compared with ours.
+//!
+//! A case is a folder with `case.json` (system, configuration, tolerance, a line for each tensor), `io.safetensors` and mostly
+//! `weights.safetensors` under official names. A stage knows which cases it can run by the tensors in them, imports the weights
+//! through the ordinary rules, and compares everything it makes. A case that no stage knows is reported as not implemented.
+
+mod case;
+mod codebooks;
+mod fsq;
+mod maskgit;
+mod vqgan;
+
+pub use case::{Case, Comparison, Row, Tolerance};
+
+use burn::tensor::Device;
+use serde::Serialize;
+use smalti_base::Result;
+use std::path::Path;
+
+/// How a case ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// All tensors that were compared are within tolerance.
+    Passed,
+    /// At least one is not.
+    Failed,
+    /// No stage knows the case.
+    NotImplemented,
+}
+
+/// What running a case gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseReport {
+    /// `system/name`.
+    pub case: String,
+    /// How it ended.
+    pub status: Status,
+    /// The tensors that were compared.
+    pub rows: Vec<Row>,
+    /// Tensors of the case that were neither read nor compared.
+    pub not_compared: Vec<String>,
+}
+
+/// A kind of case.
+struct Stage {
+    system: &'static str,
+    /// Whether the case is of this kind and everything in its configuration is supported.
+    knows: fn(&Case) -> bool,
+    run: fn(&Case, &mut Comparison) -> Result<()>,
+}
+
+const STAGES: &[Stage] = &[
+    Stage { system: "fsq", knows: fsq::knows_official, run: fsq::official },
+    Stage { system: "fsq", knows: fsq::knows_library, run: fsq::library },
+    Stage { system: "maskgit", knows: maskgit::knows_schedules, run: maskgit::schedules },
+    Stage { system: "maskgit", knows: maskgit::knows_transformer, run: maskgit::transformer },
+    Stage { system: "quantizers", knows: codebooks::knows_usage, run: codebooks::usage },
+    Stage { system: "quantizers", knows: codebooks::knows_ties, run: codebooks::ties },
+    Stage { system: "quantizers", knows: codebooks::knows_factorized, run: codebooks::factorized },
+    Stage { system: "vq-vae", knows: codebooks::knows_library, run: codebooks::library },
+    Stage { system: "vq-vae", knows: codebooks::knows_sonnet, run: codebooks::sonnet },
+    Stage { system: "vqgan", knows: codebooks::knows_taming, run: codebooks::taming },
+    Stage { system: "vqgan", knows: vqgan::knows_blocks, run: vqgan::blocks },
+    Stage { system: "vqgan", knows: vqgan::knows_model, run: vqgan::model },
+];
+
+/// Runs a case.
+///
+/// # Errors
+/// [`smalti_base::Error`] if the case cannot be read, its weights do not fit, or it lacks a tensor.
+pub fn run(folder: &Path, device: &Device) -> Result<CaseReport> {
+    let case = Case::open(folder, device)?;
+    let Some(stage) = STAGES.iter().find(|stage| stage.system == case.system && (stage.knows)(&case)) else {
+        let (case, not_compared) = (case.title(), case.untouched());
+        return Ok(CaseReport { case, status: Status::NotImplemented, rows: Vec::new(), not_compared });
+    };
+    let mut comparison = Comparison::new(&case);
+    (stage.run)(&case, &mut comparison)?;
+    let rows = comparison.into_rows();
+    let passed = !rows.is_empty() && rows.iter().all(|row| row.within);
+    Ok(CaseReport {
+        case: case.title(),
+        status: if passed { Status::Passed } else { Status::Failed },
+        rows,
+        not_compared: case.untouched(),
+    })
+}
