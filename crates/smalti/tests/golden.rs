@@ -24,12 +24,16 @@ fn all(root: &Path) -> Vec<CaseReport> {
         Err(error) => panic!("{}: {error}", case.display()),
     });
     let reports: Vec<CaseReport> = reports.collect();
+    let mut failed = Vec::new();
     for report in &reports {
         for row in report.rows.iter().filter(|row| !row.within) {
             eprintln!("{}: {} is off by {:e}, {:e} of its value", report.case, row.tensor, row.max_abs, row.max_rel);
         }
-        assert_ne!(report.status, Status::Failed, "{}", report.case);
+        if report.status == Status::Failed {
+            failed.push(&report.case);
+        }
     }
+    assert!(failed.is_empty(), "{failed:?}");
     reports
 }
 
@@ -65,5 +69,8 @@ fn cases_of_this_repository() {
 fn cases_beside_this_repository() {
     let reports = all(&root().join("../shared/golden"));
     let count = |status| reports.iter().filter(|report| report.status == status).count();
+    for report in reports.iter().filter(|report| report.status == Status::Passed && !report.not_compared.is_empty()) {
+        eprintln!("{}: not compared: {}", report.case, report.not_compared.join(", "));
+    }
     eprintln!("{} passed, {} not implemented", count(Status::Passed), count(Status::NotImplemented));
 }

@@ -263,7 +263,9 @@ impl<'a> Comparison<'a> {
     fn same_count(&self, name: &str, found: usize, expected: usize) -> Result<()> {
         match found == expected {
             true => Ok(()),
-            false => Err(Error::invalid(self.case.title(), format!("`{name}` has {expected} values, made were {found}"))),
+            false => {
+                Err(Error::invalid(self.case.title(), format!("`{name}` has {expected} values, made were {found}")))
+            }
         }
     }
 }

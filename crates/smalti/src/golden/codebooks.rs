@@ -100,11 +100,7 @@ fn from_library(case: &Case, device: &Device) -> Result<Vq> {
     let config = VqConfig {
         projected: (projected != channels).then_some(projected),
         metric: if case.setting_or("use_cosine_sim", false)? { Metric::Cosine } else { Metric::Euclidean },
-        codebook: Learning::Ema {
-            decay: case.setting_or("decay", 0.8)?,
-            epsilon: 1e-5,
-            dialect: EmaDialect::Counting,
-        },
+        codebook: Learning::Ema { decay: case.setting_or("decay", 0.8)?, epsilon: 1e-5, dialect: EmaDialect::Counting },
         beta: case.setting_or("commitment_weight", 1.0)?,
         gradient: match case.setting_or("rotation_trick", true)? {
             true => Estimator::Rotation,
@@ -134,7 +130,11 @@ pub(super) fn library(case: &Case, compare: &mut Comparison) -> Result<()> {
     compare.ids("eval.indices", codes.clone())?;
     let decoded = vq.decode(codes, h, w);
     compare_latents(case, compare, "eval.quantized", decoded.clone())?;
-    compare_latents(case, compare, "eval.codes_from_indices", decoded)
+    // For images the library projects the rows of pixels instead of the channels there.
+    match case.setting_or("accept_image_fmap", false)? {
+        true => Ok(()),
+        false => compare_latents(case, compare, "eval.codes_from_indices", decoded),
+    }
 }
 
 fn library_step(case: &Case, compare: &mut Comparison, mut vq: Vq, step: u64) -> Result<Vq> {
@@ -169,13 +169,13 @@ fn library_step(case: &Case, compare: &mut Comparison, mut vq: Vq, step: u64) ->
         }
     }
     let (mut vq, _) = vq.update(&out.stats, step, &mut Rng::new(0).stream(0, step));
-    if let (Some(revive), Some(counts), Some(latents_nc)) =
-        (vq.config.revive, &vq.cluster_size, &out.stats.latents_nc)
+    if let (Some(revive), Some(counts), Some(latents_nc)) = (vq.config.revive, &vq.cluster_size, &out.stats.latents_nc)
     {
         // The i-th dead code becomes the i-th row.
         let [n, _] = latents_nc.dims();
         let mut dead = 0;
-        let rows = counts.val().into_data().iter::<f32>().map(|count| {
+        let counts = counts.val().into_data();
+        let rows = counts.iter::<f32>().map(|count| {
             let row = dead % n;
             dead += usize::from(f64::from(count) < revive.threshold);
             row

@@ -104,7 +104,6 @@ pub(super) fn library(case: &Case, compare: &mut Comparison) -> Result<()> {
 fn projected(case: &Case, fsq: Fsq, channels: usize, numbers: usize) -> Result<Fsq> {
     use smalti_nn::{dense::Dense, init::Init};
     let dense = |inputs, outputs| Dense::new(inputs, outputs, Init::Zeros, &case.autodiff());
-    let fsq =
-        Fsq { project_in: Some(dense(channels, numbers)), project_out: Some(dense(numbers, channels)), ..fsq };
+    let fsq = Fsq { project_in: Some(dense(channels, numbers)), project_out: Some(dense(numbers, channels)), ..fsq };
     Ok(Rules::builtin("fsq", "quantizer")?.import(fsq, &case.weights("")?)?.0)
 }

@@ -25,7 +25,8 @@ pub(super) fn schedules(case: &Case, compare: &mut Comparison) -> Result<()> {
 }
 
 pub(super) fn knows_transformer(case: &Case) -> bool {
-    case.has(&["tokens", "labels", "mask", "logits"]) && case.setting::<usize>("mask_token_id").is_err()
+    case.has(&["tokens", "labels", "mask", "logits"])
+        && case.setting::<usize>("mask_token_id").is_err()
         && case.setting::<usize>("intermediate_size").is_ok()
 }
 

@@ -76,10 +76,8 @@ pub(super) fn knows_model(case: &Case) -> bool {
 fn tokenizer(case: &Case, legacy: bool, device: &Device) -> Result<Vqgan> {
     let network: Network = case.setting("ddconfig")?;
     let embed_dim = case.setting("embed_dim")?;
-    let quantizer = VqConfig {
-        codebook: Learning::Gradient { legacy },
-        ..VqConfig::new(case.setting("n_embed")?, embed_dim)
-    };
+    let quantizer =
+        VqConfig { codebook: Learning::Gradient { legacy }, ..VqConfig::new(case.setting("n_embed")?, embed_dim) };
     let config = VqganConfig {
         image_size: network.resolution,
         in_channels: network.in_channels,
