@@ -1,5 +1,7 @@
 //! The workspace's own rules, held over `cargo metadata` and the sources.
 
+#![allow(clippy::unwrap_used)]
+
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,13 @@
 //! The program on tiny models with fresh weights: what it writes, what it prints, and that results depend on what they should.
 
+#![allow(clippy::unwrap_used)]
+
 mod stage;
 
 use serde_json::{Value, json};
 use smalti::data::Image;
 use smalti::data::image::{Limits, open, read_parameters, save_png};
-use stage::{SIDE, class_bundle, json_of, picture, smalti, text};
+use stage::{SIDE, class_bundle, error_of, json_of, picture, smalti, text, text_bundle};
 use std::fs;
 use std::path::Path;
 use tempfile::tempdir;
@@ -65,6 +67,36 @@ fn several_pictures_in_one_file_are_a_grid() {
     json_of(&["generate", "--model", text(&model), "-n", "3", "--scale", "2", "-o", text(&out)]);
     let side = 2 * (2 * SIDE) + 3 * 4;
     assert_eq!((image(&out).width, image(&out).height), (side, side));
+}
+
+#[test]
+fn captions_are_read_and_long_ones_are_cut_aloud() {
+    let folder = tempdir().unwrap();
+    let (model, out) = (folder.path().join("model"), folder.path().join("heart.png"));
+    text_bundle(&model);
+    let common = ["--model", text(&model), "-o", text(&out)];
+    let outcome = json_of(&[&["generate", "a red heart", "--guidance", "3"][..], &common].concat());
+    assert_eq!(outcome["parameters"]["prompt"], json!("a red heart"));
+    assert_eq!(outcome["parameters"]["sampling"]["guidance"], json!(3.0));
+    // Without a caption there is nothing to be guided by.
+    let outcome = json_of(&[&["generate", "--guidance", "3"][..], &common].concat());
+    assert_eq!(outcome["parameters"]["sampling"]["guidance"], json!(1.0));
+    let long = smalti().args(["generate", "a zebra zigzagging zealously"]).args(common).output().unwrap();
+    assert!(long.status.success());
+    assert!(String::from_utf8(long.stderr).unwrap().contains("reads the first 6"));
+    let error = error_of(&[&["generate", "--class", "1"][..], &common].concat(), 1);
+    assert!(error.contains("this model takes a caption"), "{error}");
+}
+
+#[test]
+fn the_default_model_is_named_by_the_environment() {
+    let folder = tempdir().unwrap();
+    let (model, out) = (folder.path().join("model"), folder.path().join("a.png"));
+    class_bundle(&model);
+    let mut command = smalti();
+    let output = command.env("SMALTI_MODEL", &model).args(["generate", "--class", "bird", "-o", text(&out)]).output();
+    let said = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(said.contains("a.png (16x16, seed 0)"), "{said}");
 }
 
 #[test]

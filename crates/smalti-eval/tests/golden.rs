@@ -1,5 +1,7 @@
 //! The metrics against values computed from their definitions in 64-bit floating point.
 
+#![allow(clippy::unwrap_used)]
+
 use safetensors::{SafeTensors, tensor::TensorView};
 use smalti_eval::{Pair, Scores, psnr, ssim};
 use std::path::Path;

@@ -146,6 +146,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
 /// What reading the weights, generating and writing return, or [`Error::Interrupted`].
 pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     Output::File(plan.out.clone()).prepare()?;
+    plan.model.remark(&plan.condition).iter().for_each(|line| progress.say(line));
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let generator = plan.model.open_generator(&device)?;

@@ -129,6 +129,7 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
 /// What reading the weights, generating and writing return, or [`Error::Interrupted`]; pictures that were already written stay.
 pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutcome> {
     plan.out.prepare()?;
+    plan.model.remark(&plan.condition).iter().for_each(|line| progress.say(line));
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let generator = plan.model.open_generator(&device)?;

@@ -128,6 +128,16 @@ impl ModelPlan {
         }
     }
 
+    /// What the user should know about a condition: that a caption is longer than the model reads.
+    pub fn remark(&self, condition: &Condition) -> Option<String> {
+        match (&self.condition, condition) {
+            (ConditionConfig::Text { length, .. }, Condition::Text(ids)) if ids.len() > *length => {
+                Some(format!("note: the caption has {} tokens, this model reads the first {length}", ids.len()))
+            }
+            _ => None,
+        }
+    }
+
     /// The tokenizer with its weights.
     ///
     /// # Errors

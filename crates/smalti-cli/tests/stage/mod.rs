@@ -1,14 +1,15 @@
 //! Tiny models with fresh weights, images, and the program itself.
-#![allow(dead_code)] // Each test file is a program of its own and uses a part.
+#![allow(dead_code, clippy::unwrap_used)] // Each test file is a program of its own and uses a part.
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
-use smalti::data::Image;
 use smalti::data::image::save_png;
+use smalti::data::{Image, TextTokenizer};
 use smalti::models::checkpoint::tensors::Precision;
 use smalti::models::checkpoint::{BundlePaths, Manifest, Part, write_part};
 use smalti::models::generators::GeneratorConfig;
 use smalti::models::tokenizers::TokenizerConfig;
+use std::fs;
 use std::path::Path;
 
 /// Side of the models' images.
@@ -75,6 +76,16 @@ pub fn bundle(folder: &Path, generator: Option<Value>, classes: &[&str]) {
 /// Writes a bundle whose generator knows three classes.
 pub fn class_bundle(folder: &Path) {
     bundle(folder, Some(generator("maskgit", json!({ "kind": "class", "classes": 3 }))), &["cat", "dog", "bird"]);
+}
+
+/// Writes a bundle whose generator reads captions, up to 6 tokens of them.
+pub fn text_bundle(folder: &Path) {
+    let captions = ["a red heart", "a green heart", "a red car"];
+    let text = TextTokenizer::train_bpe(&captions, 280).unwrap();
+    let condition = json!({ "kind": "text", "vocabulary": text.vocabulary(), "length": 6 });
+    bundle(folder, Some(generator("gpt", condition)), &[]);
+    fs::create_dir(folder.join("text")).unwrap();
+    text.save(&folder.join("text/tokenizer.json")).unwrap();
 }
 
 /// Writes an image of this size with a pattern that depends on `seed`.

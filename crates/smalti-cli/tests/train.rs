@@ -1,0 +1,135 @@
+//! From a folder of images to pictures, with nothing but the program; and what recipes may not say.
+
+#![allow(clippy::unwrap_used)]
+
+mod stage;
+
+use serde_json::{Value, json};
+use stage::{SIDE, error_of, json_of, picture, smalti, text, tokenizer};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::{TempDir, tempdir};
+
+/// A folder of images in two parts, with captions.
+fn images(folder: &Path) {
+    for (part, count) in [("train", 12), ("validation", 4)] {
+        let part = folder.join(part);
+        fs::create_dir_all(&part).unwrap();
+        let mut lines = String::new();
+        for i in 0..count {
+            let name = format!("{i}.png");
+            picture(&part.join(&name), SIDE, SIDE, i);
+            lines += &json!({ "file_name": name, "text": format!("a pattern number {}", i % 3) }).to_string();
+            lines.push('\n');
+        }
+        fs::write(part.join("metadata.jsonl"), lines).unwrap();
+    }
+}
+
+fn write_recipe(path: &Path, task: Value) {
+    let recipe = json!({
+        "name": "tiny", "seed": 1, "task": task,
+        "batch": { "size": 4 },
+        "schedule": { "steps": 4, "warmup": 1 },
+        "optimizer": { "learning_rate": 1e-3, "betas": [0.9, 0.99] },
+        "evaluation": { "every": 4, "images": 4, "pictures": 2 },
+        "checkpoint": { "every": 2, "keep": 1 },
+    });
+    fs::write(path, toml::to_string(&recipe).unwrap()).unwrap();
+}
+
+/// A folder with images and the recipe of a tokenizer.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempdir().unwrap();
+        images(&folder.path().join("images"));
+        let place = Self { folder };
+        let data = |split: &str| {
+            let path = place.path("images");
+            json!({ "path": path, "split": split, "transforms": [{ "kind": "center_crop", "size": SIDE }, { "kind": "to_signed" }] })
+        };
+        let task = json!({
+            "kind": "tokenizer", "model": tokenizer(), "loss": { "l1": 1.0 },
+            "train": data("train"), "validation": data("validation"),
+        });
+        write_recipe(&place.path("tokenizer.toml"), task);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn train(&self, recipe: &str, out: &str) -> Value {
+        json_of(&["train", text(&self.path(recipe)), "--out", text(&self.path(out))])
+    }
+
+    fn tokenize(&self, split: &str) {
+        let (images, out, model) = (self.path("images"), self.path("tokens").join(split), self.path("run"));
+        let outcome = json_of(&["tokenize", text(&images), text(&out), "--split", split, "--model", text(&model)]);
+        assert!(outcome["rows"].as_u64().unwrap() >= 4, "{outcome}");
+    }
+}
+
+#[test]
+fn a_trained_tokenizer_reconstructs() {
+    let place = Place::new();
+    let outcome = place.train("tokenizer.toml", "run");
+    assert_eq!((&outcome["step"], &outcome["finished"]), (&json!(4), &json!(true)));
+    let run = place.path("run");
+    let facts = json_of(&["inspect", text(&run)]);
+    assert_eq!(facts["kind"], json!("run"));
+    assert_eq!(facts["recipe"]["schedule"]["steps"], json!(4));
+    assert_eq!(facts["bundle"]["tokens"]["vocabulary"], json!(16));
+    let (images, out) = (place.path("images/validation"), place.path("out"));
+    let pairs = json_of(&["reconstruct", text(&images), "--model", text(&run), "-o", text(&out)]);
+    assert_eq!(pairs["images"].as_array().unwrap().len(), 4);
+    assert!(pairs["mean"]["psnr"].as_f64().unwrap() > 3.0);
+}
+
+#[test]
+fn recipes_are_strict() {
+    let place = Place::new();
+    let recipe = place.path("tokenizer.toml");
+    let out = place.path("run");
+    let train = |set: &[&str]| error_of(&[&["train", text(&recipe), "--out", text(&out)], set].concat(), 1);
+    assert!(train(&["optimizer.learning_rat=1"]).contains("did you mean `learning_rate`?"));
+    assert!(train(&["schedule.steps=many"]).contains("schedule.steps"));
+    assert!(train(&["task.model.kind=vqgam"]).contains("did you mean `vqgan`?"));
+    assert!(train(&["seed"]).contains("expected key=value"));
+    assert!(error_of(&["train", text(&place.path("none.toml"))], 1).contains("none.toml"));
+    assert!(!out.exists());
+    let plan = json_of(&["train", text(&recipe), "--dry-run", "--seed", "7", "schedule.steps=9"]);
+    assert_eq!((&plan["recipe"]["seed"], &plan["recipe"]["schedule"]["steps"]), (&json!(7), &json!(9)));
+    assert_eq!(plan["out"], json!("runs/tiny"));
+}
+
+#[test]
+fn a_run_of_another_recipe_is_not_overwritten() {
+    let place = Place::new();
+    place.train("tokenizer.toml", "run");
+    let (recipe, run) = (place.path("tokenizer.toml"), place.path("run"));
+    let error = error_of(&["train", text(&recipe), "--out", text(&run), "optimizer.learning_rate=0.5"], 1);
+    assert!(error.contains("recipe"), "{error}");
+    // The same recipe is already finished.
+    assert_eq!(place.train("tokenizer.toml", "run")["step"], json!(4));
+}
+
+#[test]
+fn the_recipes_that_are_shipped_can_be_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut seen = 0;
+    for system in fs::read_dir(root).unwrap() {
+        for recipe in fs::read_dir(system.unwrap().path()).unwrap() {
+            let path = recipe.unwrap().path();
+            let output = smalti().args(["train", text(&path), "--dry-run"]).output().unwrap();
+            assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+            seen += 1;
+        }
+    }
+    assert!(seen > 3, "{seen} recipes");
+}
