@@ -24,6 +24,10 @@ pub fn train(outcome: &TrainOutcome) -> String {
     if outcome.skipped > 0 {
         text += &format!("{} steps were skipped: a loss or gradient was not finite\n", outcome.skipped);
     }
+    if outcome.skipped_images > 0 {
+        let list = outcome.folder.join("skipped.tsv");
+        text += &format!("{} images could not be used: {}\n", outcome.skipped_images, list.display());
+    }
     if let Some(bundle) = &outcome.bundle {
         text += &format!("bundle: {}\n", bundle.display());
     }

@@ -5,7 +5,7 @@
 mod stage;
 
 use serde_json::{Value, json};
-use stage::{SIDE, error_of, json_of, picture, smalti, text, tokenizer};
+use stage::{SIDE, error_of, generator, json_of, picture, text, tokenizer};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
@@ -92,6 +92,37 @@ fn a_trained_tokenizer_reconstructs() {
 }
 
 #[test]
+fn from_images_to_pictures_of_captions() {
+    let place = Place::new();
+    place.train("tokenizer.toml", "run");
+    place.tokenize("train");
+    place.tokenize("validation");
+    for kind in ["gpt", "maskgit"] {
+        let condition = json!({ "kind": "text", "vocabulary": 300, "length": 6 });
+        let (tokens, recipe) = (place.path("tokens"), format!("{kind}.toml"));
+        let task = json!({
+            "kind": "generator", "model": generator(kind, condition), "tokenizer": place.path("run"),
+            "train": tokens.join("train"), "validation": tokens.join("validation"),
+            "text": { "kind": "bpe", "vocabulary": 300 }, "sampling": { "guidance": 2.0 },
+        });
+        write_recipe(&place.path(&recipe), task);
+        let outcome = place.train(&recipe, kind);
+        assert_eq!((&outcome["step"], &outcome["finished"]), (&json!(4), &json!(true)));
+
+        let (model, out) = (place.path(kind), place.path(&format!("{kind}.png")));
+        let made = json_of(&["generate", "a pattern number 2", "--model", text(&model), "-o", text(&out)]);
+        assert_eq!(made["parameters"]["sampling"]["guidance"], json!(2.0));
+        let images = place.path("images");
+        let evaluate = ["evaluate", text(&model), "--data", text(&images), "--split", "validation"];
+        let numbers = json_of(&evaluate);
+        // Little was learned, so a token costs about the 4 bits of 16 codes.
+        let bits = numbers["generator"]["bits_per_token"].as_f64().unwrap();
+        assert!((3.0..5.0).contains(&bits), "{numbers}");
+        assert_eq!(numbers["images"], json!(4));
+    }
+}
+
+#[test]
 fn recipes_are_strict() {
     let place = Place::new();
     let recipe = place.path("tokenizer.toml");
@@ -117,19 +148,4 @@ fn a_run_of_another_recipe_is_not_overwritten() {
     assert!(error.contains("recipe"), "{error}");
     // The same recipe is already finished.
     assert_eq!(place.train("tokenizer.toml", "run")["step"], json!(4));
-}
-
-#[test]
-fn the_recipes_that_are_shipped_can_be_read() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
-    let mut seen = 0;
-    for system in fs::read_dir(root).unwrap() {
-        for recipe in fs::read_dir(system.unwrap().path()).unwrap() {
-            let path = recipe.unwrap().path();
-            let output = smalti().args(["train", text(&path), "--dry-run"]).output().unwrap();
-            assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
-            seen += 1;
-        }
-    }
-    assert!(seen > 3, "{seen} recipes");
 }
