@@ -1,4 +1,5 @@
 //! The perceptual networks against reference values.
+#![allow(clippy::unwrap_used)]
 
 mod cases;
 

@@ -1,4 +1,5 @@
 //! The ViT tokenizer against the public implementation.
+#![allow(clippy::unwrap_used)]
 
 mod cases;
 

@@ -1,4 +1,5 @@
 //! VQGAN, its critic and its losses against the official implementation.
+#![allow(clippy::unwrap_used)]
 
 mod cases;
 

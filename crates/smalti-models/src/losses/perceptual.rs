@@ -80,7 +80,7 @@ pub struct Perceptual {
 #[derive(Clone, Debug)]
 enum Network {
     Lpips { trunk: Vgg16, heads: Vec<Tensor<4>> },
-    MobileNet(MobileNetV2),
+    MobileNet(Box<MobileNetV2>),
 }
 
 impl Perceptual {
@@ -122,7 +122,7 @@ impl Perceptual {
     /// [`Error::Unknown`] if a tensor is missing, [`Error::Invalid`] if a shape differs.
     pub fn mobilenet_v2(weights: &dyn Source, device: &Device) -> Result<Self> {
         let network = MobileNetV2::load(|name| data(weights.read(name)?), device)?;
-        Ok(Self::with(Network::MobileNet(network), device))
+        Ok(Self::with(Network::MobileNet(Box::new(network)), device))
     }
 
     fn with(network: Network, device: &Device) -> Self {

@@ -64,6 +64,7 @@ impl TokenizerConfig {
 
 /// Any tokenizer, as training sees it: encoder, quantizer, and a decoder in two parts.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a program holds one or two of them")]
 pub enum TokenizerModel {
     /// Convolutional autoencoder of VQGAN.
     Vqgan(Vqgan),
