@@ -7,7 +7,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// Most bytes that a file may unpack to.
-const LARGEST: u64 = 4 << 30;
+const LARGEST: u64 = 1 << 30;
 
 /// Grey images of one size, in memory.
 #[derive(Clone, Debug)]

@@ -1,0 +1,132 @@
+//! Reading and writing images, against what Pillow reads.
+
+use smalti_base::Rng;
+use smalti_data::Image;
+use smalti_data::image::{self, Limits, Mask, decode, decode_mask, encode_png, grid};
+use std::path::{Path, PathBuf};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/decode")
+}
+
+fn read(name: &str, background: [u8; 3]) -> Image {
+    image::open(&folder().join(name), background, &Limits::default()).unwrap()
+}
+
+fn noise(width: usize, height: usize, seed: u64) -> Image {
+    let mut stream = Rng::new(seed).stream(0, 0);
+    let pixels = (0..width * height * 3).map(|_| stream.below(256) as u8).collect();
+    Image::new(width, height, pixels).unwrap()
+}
+
+#[test]
+fn every_kind_is_read_as_pillow_reads_it() {
+    let cases = std::fs::read_to_string(folder().join("cases.json")).unwrap();
+    let cases: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&cases).unwrap();
+    assert!(cases.len() >= 15);
+    for (name, case) in cases {
+        let background = serde_json::from_value(case["background"].clone()).unwrap();
+        let found = read(&name, background);
+        let stem = name.split('.').next().unwrap();
+        let expected = read(&format!("{stem}.expected.png"), [0; 3]);
+        assert_eq!((found.width, found.height), (expected.width, expected.height), "{name}");
+        let worst = found.pixels.iter().zip(&expected.pixels).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(u64::from(worst) <= case["tolerance"].as_u64().unwrap(), "{name}: differs by {worst}");
+    }
+}
+
+#[test]
+fn limits_hold_before_pixels_are_read() {
+    let bytes = encode_png(&noise(100, 50, 1), None).unwrap();
+    let small = Limits { pixels: 4999, ..Limits::default() };
+    let error = decode(&bytes, "a/b.png", [0; 3], &small).unwrap_err().to_string();
+    assert!(error.contains("a/b.png: 100x50 is 5000 pixels, the limit is 4999"), "{error}");
+    let short = Limits { bytes: 100, ..Limits::default() };
+    assert!(decode(&bytes, "b", [0; 3], &short).unwrap_err().to_string().contains("the limit is 100"));
+    // A header that promises 60000x60000 pixels costs nothing.
+    let mut bomb = bytes.clone();
+    bomb[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
+    let crc = flate2_crc(&bomb[12..29]);
+    bomb[29..33].copy_from_slice(&crc.to_be_bytes());
+    let error = decode(&bomb, "bomb", [0; 3], &Limits::default()).unwrap_err().to_string();
+    assert!(error.contains("60000x60000 is 3600000000 pixels"), "{error}");
+    for (bytes, what) in
+        [(&b""[..], "empty"), (b"hello, world, hello", "not an image"), (&bytes[..200], "cannot be decoded")]
+    {
+        let error = decode(bytes, "x", [0; 3], &Limits::default()).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+fn flate2_crc(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+#[test]
+fn signed_planes_and_levels_are_inverse() {
+    let image = noise(9, 5, 2);
+    let planes = image.to_signed();
+    assert_eq!(planes[0], f32::from(image.pixels[0]) / 127.5 - 1.0);
+    assert_eq!(planes[2 * 45 + 44], f32::from(image.pixels[44 * 3 + 2]) / 127.5 - 1.0);
+    assert_eq!(Image::from_signed(&planes, 9, 5).unwrap(), image);
+    let odd = Image::from_signed(&[-7.0, f32::NAN, 3.0], 1, 1).unwrap();
+    assert_eq!(odd.pixels, [0, 0, 255]);
+    assert!(Image::from_signed(&planes, 9, 6).is_err());
+    assert!(Image::new(0, 0, Vec::new()).is_err());
+    assert!(Image::new(usize::MAX, 2, Vec::new()).is_err());
+}
+
+#[test]
+fn a_png_carries_its_parameters() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("heart.png");
+    let image = noise(7, 6, 3);
+    let parameters = serde_json::json!({"prompt": "un cœur rouge ❤", "seed": 7});
+    image::save_png(&path, &image, Some(&parameters)).unwrap();
+    assert_eq!(image::open(&path, [0; 3], &Limits::default()).unwrap(), image);
+    assert_eq!(image::read_parameters(&path).unwrap(), Some(parameters));
+    image::save_png(&path, &image, None).unwrap();
+    assert_eq!(image::read_parameters(&path).unwrap(), None);
+    assert!(image::parameters(b"no", "x").is_err());
+    assert!(image::save_png(&folder.path().join("none/x.png"), &image, None).is_err());
+}
+
+#[test]
+fn white_or_transparent_is_repainted() {
+    let levels = |levels: [u8; 4]| Image::new(2, 2, levels.iter().flat_map(|&l| [l; 3]).collect()).unwrap();
+    let bytes = encode_png(&levels([255, 0, 200, 90]), None).unwrap();
+    let mask = decode_mask(&bytes, "mask", &Limits::default()).unwrap();
+    assert_eq!(mask.repaint, [true, false, true, false]);
+    // In an erased photograph only the holes count, however light the rest is.
+    let bytes = std::fs::read(folder().join("rgba.png")).unwrap();
+    let erased = decode_mask(&bytes, "mask", &Limits::default()).unwrap();
+    assert!(erased.repaint[0] && !erased.repaint[10 * 28 + 14]);
+    assert!(decode_mask(b"x", "mask.png", &Limits::default()).unwrap_err().to_string().contains("mask.png"));
+}
+
+#[test]
+fn a_token_is_repainted_if_any_pixel_of_it_is() {
+    let mut repaint = vec![false; 64];
+    repaint[3 * 8 + 4] = true;
+    let mask = Mask::new(8, 8, repaint).unwrap();
+    assert_eq!(mask.on_grid(2, 2), [false, true, false, false]);
+    // Columns 2..6 and rows 2..6 are under the middle cell of three.
+    assert_eq!(mask.on_grid(3, 3).iter().position(|&cell| cell), Some(4));
+    assert_eq!(mask.on_grid(16, 16).iter().filter(|&&cell| cell).count(), 4);
+    assert!(Mask::new(3, 3, vec![true; 8]).is_err());
+}
+
+#[test]
+fn a_sheet_shows_each_image_once() {
+    let images: Vec<Image> = (0..5).map(|seed| noise(4 + seed as usize % 2, 3, seed)).collect();
+    let sheet = grid(&images, 3, 2).unwrap();
+    assert_eq!((sheet.width, sheet.height), (3 * 7 + 2, 2 * 5 + 2));
+    for (at, image) in images.iter().enumerate() {
+        let part = sheet.crop(2 + at % 3 * 7, 2 + at / 3 * 5, image.width, 3).unwrap();
+        assert_eq!(part, *image);
+    }
+    assert_eq!(sheet.pixels[..3], [255; 3]);
+    assert!(grid(&[], 3, 2).is_err() && grid(&images, 0, 2).is_err() && grid(&images, 3, usize::MAX).is_err());
+}
