@@ -11,6 +11,8 @@ use smalti_base::{Error, Result, rng::Stream};
 
 /// Largest side that a transform may make.
 const LARGEST: usize = 16_384;
+/// Most pixels of an image that is resized along one side only.
+const MOST_BETWEEN: usize = 1 << 28;
 const PLACE: &str = "transforms";
 
 /// How pixels are weighed when an image is resized; PIL's filters of these names.
@@ -235,7 +237,7 @@ impl Pipeline {
 /// Resizes as PIL's `Image.resize` does, to (height, width).
 ///
 /// # Errors
-/// [`Error::Invalid`] if a side is 0 or larger than 16384.
+/// [`Error::Invalid`] if a side is 0 or larger than 16384, or the image is extremely long and thin.
 pub fn resize(image: &Image, size: (usize, usize), filter: Filter) -> Result<Image> {
     image.check()?;
     let (height, width) = size;
@@ -245,7 +247,20 @@ pub fn resize(image: &Image, size: (usize, usize), filter: Filter) -> Result<Ima
             format!("{}x{} to {height}x{width}; sides are 1 to {LARGEST}", image.height, image.width),
         ));
     }
-    if (image.height, image.width) == size {
+    if image.height.saturating_mul(width) > MOST_BETWEEN {
+        return Err(Error::invalid(
+            "resize",
+            format!("{}x{} to {height}x{width}: the shape is too extreme", image.height, image.width),
+        ));
+    }
+    // PIL resizes rows first and keeps 8 bits in between, where sharp filters are cut off at 0 and 255: the order shows.
+    let rows = pass(image, (image.height, width), filter)?;
+    pass(&rows, size, filter)
+}
+
+/// A resize along one side.
+fn pass(image: &Image, (height, width): (usize, usize), filter: Filter) -> Result<Image> {
+    if (image.height, image.width) == (height, width) {
         return Ok(image.clone());
     }
     let failed = |e: &dyn std::fmt::Display| Error::invalid("resize", e.to_string());

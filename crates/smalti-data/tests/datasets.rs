@@ -1,5 +1,7 @@
 //! Every kind of data set, whole and broken.
 
+#![allow(clippy::unwrap_used)]
+
 use smalti_base::files;
 use smalti_data::datasets::{self, Dataset, Source};
 use smalti_data::image::{Image, Limits, encode_png};

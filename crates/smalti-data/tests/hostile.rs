@@ -1,5 +1,7 @@
 //! Damaged input: never a panic, never past the limits.
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use smalti_data::datasets;
 use smalti_data::image::{self, Image, Limits, decode, decode_mask, parameters};

@@ -1,5 +1,7 @@
 //! Reading and writing images, against what Pillow reads.
 
+#![allow(clippy::unwrap_used)]
+
 use smalti_base::Rng;
 use smalti_data::Image;
 use smalti_data::image::{self, Limits, Mask, decode, decode_mask, encode_png, grid};

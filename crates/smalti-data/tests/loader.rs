@@ -1,5 +1,7 @@
 //! The loader over the demo data set: order, exact resume, independence of workers and batch size, bad images.
 
+#![allow(clippy::unwrap_used)]
+
 use smalti_data::datasets::{About, Dataset, Source};
 use smalti_data::loader::{Loader, LoaderConfig, Order};
 use smalti_data::{DataConfig, ImageBatch, Transform};

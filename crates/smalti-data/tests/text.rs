@@ -1,5 +1,7 @@
 //! Text tokenizers: trained on captions, saved, read again.
 
+#![allow(clippy::unwrap_used)]
+
 use smalti_data::TextTokenizer;
 use smalti_data::datasets;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Resizing against Pillow's, the other transforms against their definition.
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use smalti_base::Rng;
 use smalti_data::Image;
@@ -93,6 +95,7 @@ fn lists_are_checked() {
     assert_eq!(fixed(r#"[{"kind": "resize_short", "size": 8}, {"kind": "to_signed"}]"#), None);
     assert_eq!(fixed(r#"[{"kind": "resize", "size": [8, 9]}, {"kind": "to_signed"}]"#), Some((8, 9)));
     let small = Pipeline::new(Transform::center((4, 4))[1..].to_vec()).unwrap();
+    assert!(resize(&Image::filled(1, 1 << 20, [0; 3]), (64, 1 << 10), Filter::Box).is_err());
     let error = small.image(places(3, 9), &mut Rng::new(0).stream(0, 0)).unwrap_err().to_string();
     assert!(error.contains("the image is 9x3, smaller than the crop of 4x4"), "{error}");
 }
