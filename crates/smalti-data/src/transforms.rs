@@ -2,9 +2,10 @@
 //!
 //! A recipe lists them in order: `transforms = [{ kind = "resize_short", size = 64 }, { kind = "center_crop", size = 64 },
 //! { kind = "to_signed" }]`. Resizing is PIL's `Image.resize`: convolution whose support grows with the reduction
-//! (antialiased), in two 8-bit passes, equal to PIL's within one level.
+//! (antialiased), rows first, 8 bits in between; equal to PIL's within one level, and nearly everywhere exactly.
 
 use crate::Image;
+use fast_image_resize::pixels::U16x3;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, rng::Stream};
@@ -265,9 +266,12 @@ fn pass(image: &Image, (height, width): (usize, usize), filter: Filter) -> Resul
     }
     let failed = |e: &dyn std::fmt::Display| Error::invalid("resize", e.to_string());
     let side = |n: usize| u32::try_from(n).map_err(|e| failed(&e));
-    let source = images::ImageRef::new(side(image.width)?, side(image.height)?, &image.pixels, PixelType::U8x3)
-        .map_err(|e| failed(&e))?;
-    let mut target = images::Image::new(side(width)?, side(height)?, PixelType::U8x3);
+    // 16-bit arithmetic: the 8-bit one is less exact than PIL's, and its errors grow in the second pass.
+    let wide: Vec<U16x3> =
+        image.pixels.as_chunks::<3>().0.iter().map(|p| U16x3::new(p.map(|v| u16::from(v) * 257))).collect();
+    let source =
+        images::ImageRef::from_pixels(side(image.width)?, side(image.height)?, &wide).map_err(|e| failed(&e))?;
+    let mut target = images::Image::new(side(width)?, side(height)?, PixelType::U16x3);
     let filter = match filter {
         Filter::Box => FilterType::Box,
         Filter::Bilinear => FilterType::Bilinear,
@@ -276,7 +280,8 @@ fn pass(image: &Image, (height, width): (usize, usize), filter: Filter) -> Resul
     };
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
     Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    Image::new(width, height, target.into_vec())
+    let narrow = |word: &[u8; 2]| ((u32::from(u16::from_ne_bytes(*word)) + 128) / 257) as u8;
+    Image::new(width, height, target.buffer().as_chunks::<2>().0.iter().map(narrow).collect())
 }
 
 /// (height, width) whose shorter side is `short`.

@@ -38,7 +38,7 @@ fn mutate(bytes: &[u8], edits: &[(u16, u8)], cut: Option<u16>, twice: Option<u16
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_images(edits in prop::collection::vec((any::<u16>(), any::<u8>()), 0..6), cut: Option<u16>, twice: Option<u16>) {
