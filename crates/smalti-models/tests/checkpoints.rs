@@ -41,7 +41,7 @@ fn net(device: &Device) -> Net {
 
 fn save(net: &Net, path: &Path, precision: Precision) {
     let metadata = BTreeMap::from([("b".to_string(), "2".to_string()), ("a".to_string(), "1".to_string())]);
-    save_module(net, path, precision, &metadata).unwrap();
+    save_module(net, path, precision, &metadata).expect("the folder can be written");
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
 
 /// A quantizer whose codes lie among the latents, so that many of them are used.
 fn spread(config: &VqConfig, device: &Device) -> Vq {
-    let mut vq = config.init(device).unwrap();
+    let mut vq = config.init(device).expect("the settings are in range");
     let c = config.projected.unwrap_or(config.channels);
     let id = vq.embedding.weight.id;
     vq.embedding.weight = vq.embedding.weight.transform_for_load(normal([config.codes, c], 5, device), id);

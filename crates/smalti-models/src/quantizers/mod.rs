@@ -94,6 +94,7 @@ impl QuantizerConfig {
 }
 
 /// A quantizer of any kind.
+#[allow(clippy::large_enum_variant, reason = "a model has one or a few of them")]
 #[derive(Module, Debug)]
 pub enum QuantizerModel {
     /// A table of code vectors.
