@@ -1,4 +1,5 @@
 //! The documents say what the code says.
+#![allow(clippy::unwrap_used)]
 
 use smalti::models::systems::SYSTEMS;
 use std::path::Path;

@@ -1,4 +1,5 @@
 //! A run that is killed and run again ends with the same bytes as one that never stopped.
+#![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
 mod stage;
