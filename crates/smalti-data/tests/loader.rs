@@ -114,7 +114,7 @@ impl Dataset for Faulty {
         Ok(About { key: self.key(index), ..About::default() })
     }
     fn source(&self, index: usize) -> smalti_base::Result<Source> {
-        let good = index % 3 != 0;
+        let good = !index.is_multiple_of(3);
         Ok(Source::Encoded(if good { self.good.clone() } else { self.good[..self.good.len() / 2].to_vec() }))
     }
 }

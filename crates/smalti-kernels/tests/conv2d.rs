@@ -1,4 +1,5 @@
 //! Convolution against its portable body and against a sum in `f64`.
+#![allow(clippy::unwrap_used)]
 
 mod inputs;
 

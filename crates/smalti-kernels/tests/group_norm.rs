@@ -1,4 +1,5 @@
 //! Group normalisation against its portable body.
+#![allow(clippy::unwrap_used)]
 
 mod inputs;
 

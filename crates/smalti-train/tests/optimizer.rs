@@ -1,4 +1,5 @@
 //! The optimiser, clipping and averaging against their formulas in `f64`.
+#![allow(clippy::unwrap_used)]
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;

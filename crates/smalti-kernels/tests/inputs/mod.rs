@@ -1,4 +1,5 @@
 //! Random tensors for the comparisons, and the comparison.
+#![allow(clippy::unwrap_used)] // Helpers of tests are not in test functions.
 #![allow(dead_code)]
 
 use burn::tensor::{Device, Shape, Tensor, TensorData};
