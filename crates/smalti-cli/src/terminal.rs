@@ -117,7 +117,10 @@ impl Progress for Terminal {
         let mut slot = self.work.borrow_mut();
         let Some(work) = slot.as_mut() else { return };
         if let Some(bar) = &work.bar {
-            bar.set_prefix(note.to_string());
+            // A step that has nothing to say leaves the last note in place.
+            if !note.is_empty() {
+                bar.set_prefix(note.to_string());
+            }
             bar.set_position(done);
             return;
         }
