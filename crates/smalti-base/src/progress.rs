@@ -4,6 +4,10 @@
 pub trait Progress {
     /// A new piece of work begins; `total` counts in `unit`, 0 if not known.
     fn begin(&self, what: &str, total: u64, unit: &'static str);
+    /// So much of the piece was done before, by an earlier call of the program: it does not count for the speed.
+    fn resume(&self, done: u64) {
+        self.advance(done, "");
+    }
     /// So much of the piece is done; `note` is a short state such as the loss.
     fn advance(&self, done: u64, note: &str);
     /// The piece is finished.

@@ -31,6 +31,8 @@ struct Work {
     what: String,
     total: u64,
     unit: &'static str,
+    before: u64,
+    note: String,
     begun: Instant,
     shown: Option<Instant>,
     bar: Option<ProgressBar>,
@@ -61,9 +63,9 @@ impl Terminal {
 
 impl Work {
     /// `training: 120/500 steps (24%), 3.1 steps/s, 2m left, loss 0.12`.
-    fn describe(&self, done: u64, note: &str) -> String {
+    fn describe(&self, done: u64) -> String {
         let seconds = self.begun.elapsed().as_secs_f64();
-        let rate = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
+        let rate = if seconds > 0.0 { done.saturating_sub(self.before) as f64 / seconds } else { 0.0 };
         let mut text = format!("{}: {done}", self.what);
         if self.total > 0 {
             text += &format!("/{} {} ({}%)", self.total, self.unit, done * 100 / self.total);
@@ -76,8 +78,8 @@ impl Work {
         if rate > 0.0 && self.total > done {
             text += &format!(", {} left", duration((self.total - done) as f64 / rate));
         }
-        if !note.is_empty() {
-            text += &format!(", {note}");
+        if !self.note.is_empty() {
+            text += &format!(", {}", self.note);
         }
         text
     }
@@ -109,18 +111,29 @@ impl Progress for Terminal {
     fn begin(&self, what: &str, total: u64, unit: &'static str) {
         self.end();
         let bar = (self.style == Style::Bar).then(|| bar(what, total, unit));
-        let work = Work { what: what.to_string(), total, unit, begun: Instant::now(), shown: None, bar };
+        let work = Work { what: what.to_string(), total, unit, before: 0, note: String::new(), begun: Instant::now(), shown: None, bar };
         *self.work.borrow_mut() = Some(work);
+    }
+
+    fn resume(&self, done: u64) {
+        if let Some(work) = self.work.borrow_mut().as_mut() {
+            work.before = done;
+            if let Some(bar) = &work.bar {
+                bar.set_position(done);
+                bar.reset_eta();
+            }
+        }
     }
 
     fn advance(&self, done: u64, note: &str) {
         let mut slot = self.work.borrow_mut();
         let Some(work) = slot.as_mut() else { return };
+        // A step that has nothing to say leaves the last note in place.
+        if !note.is_empty() {
+            work.note = note.to_string();
+        }
         if let Some(bar) = &work.bar {
-            // A step that has nothing to say leaves the last note in place.
-            if !note.is_empty() {
-                bar.set_prefix(note.to_string());
-            }
+            bar.set_prefix(work.note.clone());
             bar.set_position(done);
             return;
         }
@@ -128,7 +141,7 @@ impl Progress for Terminal {
         let due = last || work.shown.unwrap_or(work.begun).elapsed() >= self.every;
         if self.style == Style::Lines && due {
             work.shown = Some(Instant::now());
-            let _ = writeln!(std::io::stderr(), "{}", work.describe(done, note));
+            let _ = writeln!(std::io::stderr(), "{}", work.describe(done));
         }
     }
 

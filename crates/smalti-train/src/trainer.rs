@@ -88,7 +88,7 @@ pub fn train<O: Objective>(
     let per_step = recipe.batch.size as u64 * recipe.batch.accumulate as u64;
     let mut batches = objective.batches(trainer.state.step * per_step)?;
     progress.begin(&recipe.name, recipe.schedule.steps, "steps");
-    progress.advance(trainer.state.step, "");
+    progress.resume(trainer.state.step);
     trainer.window.since = Some(Instant::now());
     let mut skips = 0;
     while trainer.state.step < recipe.schedule.steps && !progress.cancelled() {

@@ -59,6 +59,16 @@ impl GeneratorObjective {
         let model_spec = task.model.tokens();
         model_spec.must_equal("the recipe's model", train.spec(), &task.train.display().to_string())?;
         model_spec.must_equal("the recipe's model", validation.spec(), &task.validation.display().to_string())?;
+        if matches!(task.model.condition(), ConditionConfig::Class { .. }) && train.classes() != validation.classes() {
+            return Err(Error::Mismatch {
+                what: "the classes of the tokens".into(),
+                left_name: task.train.display().to_string(),
+                left: train.classes().join(", "),
+                right_name: task.validation.display().to_string(),
+                right: validation.classes().join(", "),
+                hint: Some("class numbers come from the names in order: both data sets need the same classes".into()),
+            });
+        }
         let tokenizer_paths = BundlePaths::find(&task.tokenizer)?;
         let tokenizer_config: TokenizerConfig = bundle::read_config(&tokenizer_paths, Part::Tokenizer)?;
         tokenizer_config.spec()?.must_equal(&task.tokenizer.display().to_string(), model_spec, "the recipe's model")?;
