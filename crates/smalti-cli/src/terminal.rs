@@ -111,7 +111,16 @@ impl Progress for Terminal {
     fn begin(&self, what: &str, total: u64, unit: &'static str) {
         self.end();
         let bar = (self.style == Style::Bar).then(|| bar(what, total, unit));
-        let work = Work { what: what.to_string(), total, unit, before: 0, note: String::new(), begun: Instant::now(), shown: None, bar };
+        let work = Work {
+            what: what.to_string(),
+            total,
+            unit,
+            before: 0,
+            note: String::new(),
+            begun: Instant::now(),
+            shown: None,
+            bar,
+        };
         *self.work.borrow_mut() = Some(work);
     }
 
