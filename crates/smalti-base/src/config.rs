@@ -51,6 +51,29 @@ pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
     files::write_bytes(path, text.as_bytes())
 }
 
+/// Serializes an `f32` as the decimal number that a person wrote: 0.9, not 0.8999999761581421.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn decimal<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(shortest(*value))
+}
+
+/// [`decimal`] for a number that may be absent.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn decimal_option<S: serde::Serializer>(value: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.serialize_some(&shortest(*value)),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
     let Some((key, value)) = setting.split_once('=') else {
         return Err(Error::invalid(

@@ -30,7 +30,7 @@ pub struct GptConfig {
     #[serde(default)]
     pub condition: ConditionConfig,
     /// How often training hides the condition, 0..=1. Guidance needs it above 0.
-    #[serde(default)]
+    #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub condition_dropout: f32,
     /// Channels of a token.
     pub width: usize,

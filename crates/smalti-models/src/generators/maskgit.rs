@@ -37,7 +37,7 @@ pub struct MaskGitConfig {
     #[serde(default)]
     pub condition: ConditionConfig,
     /// How often training hides the condition, 0..=1. Guidance needs it above 0.
-    #[serde(default)]
+    #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub condition_dropout: f32,
     /// Channels of a token.
     pub width: usize,
@@ -58,10 +58,10 @@ pub struct MaskGitConfig {
     #[serde(default)]
     pub schedule: Schedule,
     /// Share of the target that training spreads over the whole table, 0 <= smoothing < 1.
-    #[serde(default = "tenth")]
+    #[serde(default = "tenth", serialize_with = "smalti_base::config::decimal")]
     pub label_smoothing: f32,
     /// Training masks at least this share of the tokens, 0..=1.
-    #[serde(default)]
+    #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub min_masking_rate: f32,
 }
 

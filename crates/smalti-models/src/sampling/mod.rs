@@ -17,12 +17,15 @@ use smalti_base::{Error, Result};
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
     /// Logits are divided by it; 0 always takes the most likely token.
+    #[serde(serialize_with = "smalti_base::config::decimal")]
     pub temperature: f32,
     /// Only the k most likely tokens are drawn (ties with the k-th are kept).
     pub top_k: Option<usize>,
     /// Only the most likely tokens that together reach this probability are drawn, 0 < p <= 1.
+    #[serde(serialize_with = "smalti_base::config::decimal_option")]
     pub top_p: Option<f32>,
     /// Classifier-free guidance scale: `logits = uncond + guidance * (cond - uncond)`; 1 is off.
+    #[serde(serialize_with = "smalti_base::config::decimal")]
     pub guidance: f32,
     /// How the guidance scale changes from step to step.
     pub guidance_schedule: GuidanceSchedule,
@@ -32,6 +35,7 @@ pub struct Sampling {
     /// before it would have. MaskGIT edits images with 2 of 12.
     pub first_step: usize,
     /// Weight of the Gumbel noise in the confidence of masked decoding (MaskGIT's choice temperature).
+    #[serde(serialize_with = "smalti_base::config::decimal")]
     pub choice_temperature: f32,
 }
 
