@@ -1,0 +1,44 @@
+//! The model that comes with the program, used as the README says.
+#![allow(clippy::unwrap_used)]
+
+mod stage;
+
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+#[test]
+fn the_readmes_first_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let [one, again, three] = ["one.png", "again.png", "three"].map(|name| folder.path().join(name));
+    for path in [&one, &again] {
+        let args = ["generate", "a red heart", "-o", stage::text(path), "--seed", "2"];
+        stage::smalti().current_dir(root()).args(args).assert().success();
+    }
+    assert_eq!(std::fs::read(&one).unwrap(), std::fs::read(&again).unwrap());
+    let args = ["generate", "a red heart", "-o", stage::text(&three), "--count", "3", "--batch", "2"];
+    stage::smalti().current_dir(root()).args(args).assert().success();
+    // Picture 2 of seed 0 is the picture of seed 2, whatever the batch.
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&three).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let pixels = |path: &Path| smalti::data::image::open(path, [255; 3], &Default::default()).unwrap();
+    assert_eq!(files.len(), 3);
+    assert_eq!(pixels(&files[2]), pixels(&one));
+    let picture = pixels(&one);
+    assert_eq!((picture.width, picture.height), (64, 64));
+    let pixel = |x: usize, y: usize| &picture.pixels[(y * 64 + x) * 3..][..3];
+    assert!(pixel(1, 1).iter().all(|v| *v > 230), "a white background: {:?}", pixel(1, 1));
+    let facts = stage::json_of(&["inspect", stage::text(&one)]);
+    assert!(facts.to_string().contains("a red heart"), "{facts}");
+}
+
+#[test]
+fn the_demo_model_is_as_good_as_its_page_says() {
+    let root = root();
+    let (model, data) = (root.join("assets/demo"), root.join("assets/emoji3d/validation.tar"));
+    let facts = stage::json_of(&["evaluate", stage::text(&model), "--data", stage::text(&data)]);
+    let psnr = facts["tokenizer"]["psnr"].as_f64().unwrap();
+    assert!(psnr >= 24.0, "{facts}");
+}
