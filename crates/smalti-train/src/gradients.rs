@@ -1,8 +1,9 @@
 //! Gradients of a module: summing micro-batches, the global norm, scaling.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use std::collections::HashSet;
 
 /// Adds `new * weight` to `sum`, parameter by parameter.
 pub fn accumulate<M: Module>(model: &M, sum: &mut GradientsParams, new: &mut GradientsParams, weight: f64) {
@@ -25,20 +26,14 @@ pub fn accumulate<M: Module>(model: &M, sum: &mut GradientsParams, new: &mut Gra
     model.visit(&mut Add { sum, new, weight });
 }
 
-/// The Euclidean norm over the gradients of those parameters of `model` whose path `belongs`, as PyTorch's
-/// `clip_grad_norm_` computes it. A tensor of one element on the gradients' device; `None` if there are no gradients.
-pub fn global_norm<M: Module>(
-    model: &M,
-    gradients: &GradientsParams,
-    belongs: impl Fn(&str) -> bool,
-) -> Option<Tensor<1>> {
-    struct Squares<'a, F> {
-        gradients: &'a GradientsParams,
+/// The parameters of a module whose path belongs to a part of it, such as the critic.
+pub fn select<M: Module>(model: &M, belongs: impl Fn(&str) -> bool) -> HashSet<ParamId> {
+    struct Select<F> {
         belongs: F,
         path: Vec<String>,
-        sum: Option<Tensor<1>>,
+        found: HashSet<ParamId>,
     }
-    impl<F: Fn(&str) -> bool> ModuleVisitor for Squares<'_, F> {
+    impl<F: Fn(&str) -> bool> ModuleVisitor for Select<F> {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.path.push(name.to_string());
         }
@@ -46,10 +41,29 @@ pub fn global_norm<M: Module>(
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if !(self.belongs)(&self.path.join(".")) {
-                return;
+            if (self.belongs)(&self.path.join(".")) {
+                self.found.insert(param.id);
             }
-            let Some(gradient) = self.gradients.get::<D>(param.id) else { return };
+        }
+    }
+    let mut visitor = Select { belongs, path: Vec::new(), found: HashSet::new() };
+    model.visit(&mut visitor);
+    visitor.found
+}
+
+/// The Euclidean norm over the gradients of `part`, as PyTorch's `clip_grad_norm_` computes it. A tensor of one element on the
+/// gradients' device; `None` if the part has no gradients.
+pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams, part: &HashSet<ParamId>) -> Option<Tensor<1>> {
+    struct Squares<'a> {
+        gradients: &'a GradientsParams,
+        part: &'a HashSet<ParamId>,
+        sum: Option<Tensor<1>>,
+    }
+    impl ModuleVisitor for Squares<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(gradient) = self.gradients.get::<D>(param.id).filter(|_| self.part.contains(&param.id)) else {
+                return;
+            };
             let squares = gradient.powi_scalar(2).sum();
             self.sum = Some(match self.sum.take() {
                 Some(sum) => sum + squares,
@@ -57,34 +71,26 @@ pub fn global_norm<M: Module>(
             });
         }
     }
-    let mut visitor = Squares { gradients, belongs, path: Vec::new(), sum: None };
+    let mut visitor = Squares { gradients, part, sum: None };
     model.visit(&mut visitor);
     visitor.sum.map(Tensor::sqrt)
 }
 
-/// Multiplies the gradients of those parameters of `model` whose path `belongs` by `factor`.
-pub fn scale<M: Module>(model: &M, gradients: &mut GradientsParams, factor: f64, belongs: impl Fn(&str) -> bool) {
-    struct Scale<'a, F> {
+/// Multiplies the gradients of `part` by `factor`.
+pub fn scale<M: Module>(model: &M, gradients: &mut GradientsParams, factor: f64, part: &HashSet<ParamId>) {
+    struct Scale<'a> {
         gradients: &'a mut GradientsParams,
-        belongs: F,
-        path: Vec<String>,
+        part: &'a HashSet<ParamId>,
         factor: f64,
     }
-    impl<F: Fn(&str) -> bool> ModuleVisitor for Scale<'_, F> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
+    impl ModuleVisitor for Scale<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if !(self.belongs)(&self.path.join(".")) {
-                return;
-            }
-            if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            if self.part.contains(&param.id)
+                && let Some(gradient) = self.gradients.remove::<D>(param.id)
+            {
                 self.gradients.register(param.id, gradient * self.factor);
             }
         }
     }
-    model.visit(&mut Scale { gradients, belongs, path: Vec::new(), factor });
+    model.visit(&mut Scale { gradients, part, factor });
 }

@@ -6,7 +6,7 @@ use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, config};
 use smalti_data::datasets::DataConfig;
-use smalti_models::generators::GeneratorConfig;
+use smalti_models::generators::{ConditionConfig, GeneratorConfig};
 use smalti_models::losses::tokenizer::TokenizerLossConfig;
 use smalti_models::sampling::Sampling;
 use smalti_models::tokenizers::TokenizerConfig;
@@ -198,6 +198,17 @@ impl Recipe {
         for (key, value) in at_least_one {
             if value == 0 {
                 return Err(Error::invalid(format!("{place}: {key}"), "is 0, expected at least 1"));
+            }
+        }
+        if let Task::Generator(task) = &self.task {
+            let reads_text = matches!(task.model.condition(), ConditionConfig::Text { .. });
+            let problem = match (&task.text, reads_text) {
+                (None, true) => "is missing, but the model's condition is text",
+                (Some(_), false) => "is given, but the model's condition is not text; leave it out",
+                _ => "",
+            };
+            if !problem.is_empty() {
+                return Err(Error::invalid(format!("{place}: task.text"), problem));
             }
         }
         let (beta_1, beta_2) = self.optimizer.betas;

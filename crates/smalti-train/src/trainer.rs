@@ -193,18 +193,18 @@ impl<'a, O: Objective> Trainer<'a, O> {
     fn clip(&mut self, sum: &mut GradientsParams) -> bool {
         let critic = self.objective.critic_prefix();
         let is_critic = |path: &str| critic.is_some_and(|prefix| path.starts_with(prefix));
-        for part in [false, true] {
-            let belongs = |path: &str| is_critic(path) == part;
-            let Some(norm) = gradients::global_norm(&self.model, sum, belongs) else { continue };
+        for critics in [false, true] {
+            let part = gradients::select(&self.model, |path| is_critic(path) == critics);
+            let Some(norm) = gradients::global_norm(&self.model, sum, &part) else { continue };
             let norm = f64::from(norm.into_scalar::<f32>());
             if !norm.is_finite() {
                 return false;
             }
-            if !part {
+            if !critics {
                 self.window.norms.push(norm);
             }
             if let Some(limit) = self.recipe.optimizer.clip_norm.filter(|limit| norm > *limit) {
-                gradients::scale(&self.model, sum, limit / (norm + 1e-6), belongs);
+                gradients::scale(&self.model, sum, limit / (norm + 1e-6), &part);
             }
         }
         true

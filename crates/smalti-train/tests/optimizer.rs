@@ -112,10 +112,11 @@ fn norms_scales_and_sums_of_gradients() {
     let mut found = gradients_of(&net);
     let squares: f64 = WEIGHT.iter().map(|x| 4.0 * x * x).sum::<f64>() + 2.0 * 9.0;
     let norm = |found: &GradientsParams, part: &str| {
-        values(gradients::global_norm(&net, found, |path| path.starts_with(part)).unwrap())[0]
+        let part = gradients::select(&net, |path| path.starts_with(part));
+        values(gradients::global_norm(&net, found, &part).unwrap())[0]
     };
     close(&[norm(&found, ""), norm(&found, "first")], &[(2.0 * squares).sqrt(), squares.sqrt()]);
-    gradients::scale(&net, &mut found, 0.5, |path| path.starts_with("first"));
+    gradients::scale(&net, &mut found, 0.5, &gradients::select(&net, |path| path.starts_with("first")));
     close(&[norm(&found, "first"), norm(&found, "second")], &[0.5 * squares.sqrt(), squares.sqrt()]);
     let mut sum = GradientsParams::new();
     for _ in 0..2 {
