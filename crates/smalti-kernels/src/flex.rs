@@ -42,6 +42,11 @@ pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Flo
     FloatTensor::<Flex>::from_data(TensorData::new(values, shape))
 }
 
+/// A tensor of the shape of another one.
+pub(crate) fn tensor_like(values: Vec<f32>, other: &FloatTensor<Flex>) -> FloatTensor<Flex> {
+    FloatTensor::<Flex>::from_data(TensorData::new(values, other.shape()))
+}
+
 /// The sizes of a tensor of rank `D`.
 pub(crate) fn dims<const D: usize>(tensor: &FloatTensor<Flex>) -> [usize; D] {
     tensor.shape().dims()

@@ -4,21 +4,29 @@
 //! a portable body made of tensor operations, which serves every backend and data type, and where it pays a body of its
 //! own for the CPU backend (Flex, `f32`) with a hand-written backward pass.
 
+mod adamw;
 mod attention;
 mod conv2d;
 mod cpu;
 mod cross_entropy;
 mod flex;
+mod gelu;
 mod group_norm;
 mod layer_norm;
+mod linear;
 mod nearest_code;
+mod squares;
 
+pub use adamw::{AdamW, AdamWState};
 pub use attention::attention;
 pub use conv2d::{Conv2dOptions, conv2d};
 pub use cross_entropy::softmax_cross_entropy;
+pub use gelu::gelu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
+pub use linear::linear;
 pub use nearest_code::nearest_code;
+pub use squares::sum_of_squares;
 
 /// The same operations as compositions of tensor operations: the reference of the tests and the base line of the
 /// benchmarks.
@@ -26,7 +34,9 @@ pub mod portable {
     pub use crate::attention::portable as attention;
     pub use crate::conv2d::portable as conv2d;
     pub use crate::cross_entropy::portable as softmax_cross_entropy;
+    pub use crate::gelu::portable as gelu;
     pub use crate::group_norm::portable as group_norm;
     pub use crate::layer_norm::portable as layer_norm;
+    pub use crate::linear::portable as linear;
     pub use crate::nearest_code::portable as nearest_code;
 }

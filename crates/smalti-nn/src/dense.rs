@@ -30,7 +30,7 @@ impl Dense {
     /// # Shapes
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        module::linear(x, self.weight.val(), self.bias.as_ref().map(|bias| bias.val()))
+        smalti_kernels::linear(x, self.weight.val(), self.bias.as_ref().map(|bias| bias.val()))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::dense::{Dense, TokenNorm};
 use crate::init::Init;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Tensor};
 
 /// The non-linearity of an [`Mlp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +20,7 @@ pub enum Activation {
 impl Activation {
     /// Applies it to each element.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Gelu => activation::gelu(x),
-            Self::GeluTanh => activation::gelu_approximate(x),
-        }
+        smalti_kernels::gelu(x, self == Self::GeluTanh)
     }
 }
 

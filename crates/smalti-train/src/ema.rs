@@ -1,7 +1,8 @@
-//! Exponential moving average of a model's weights, kept on the plain device.
+//! Exponential moving average of a model's weights, kept on the plain device. The optimiser's step moves it; see
+//! [`crate::AdamW::step`].
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// How weights are averaged.
@@ -12,45 +13,79 @@ pub struct EmaConfig {
     pub decay: f64,
 }
 
-/// Moves `average` towards `model` after optimiser step `step`, counted from 0. Both have the same structure; what is not
-/// trained (running statistics, EMA codebooks) is copied.
-pub fn update<M: Module>(config: &EmaConfig, average: M, model: &M, step: u64) -> M {
-    let decay = config.decay.min((1.0 + step as f64) / (10.0 + step as f64));
+impl EmaConfig {
+    /// Share of the old average after step `step`, counted from 0.
+    pub fn decay_at(&self, step: u64) -> f64 {
+        self.decay.min((1.0 + step as f64) / (10.0 + step as f64))
+    }
+}
+
+/// A module whose float parameters were taken out, so that they can be updated in place.
+#[derive(Debug)]
+pub struct Emptied<M> {
+    module: M,
+    shapes: Vec<Shape>,
+}
+
+/// Takes all float parameters out, flattened, in the order of the walk.
+pub fn take_out<M: Module>(module: M) -> (Emptied<M>, Vec<Tensor<1>>) {
+    #[derive(Default)]
+    struct Take {
+        shapes: Vec<Shape>,
+        values: Vec<Tensor<1>>,
+    }
+    impl ModuleMapper for Take {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|value| {
+                let (shape, device) = (value.shape(), value.device());
+                self.values.push(value.reshape([shape.num_elements()]));
+                self.shapes.push(shape);
+                Tensor::empty([0; D], &device)
+            })
+        }
+    }
+    let mut taken = Take::default();
+    let module = module.map(&mut taken);
+    (Emptied { module, shapes: taken.shapes }, taken.values)
+}
+
+impl<M: Module> Emptied<M> {
+    /// The module with parameters again: as many values as were taken out, in their order.
+    pub fn fill(self, values: Vec<Tensor<1>>) -> M {
+        struct Put(std::iter::Zip<std::vec::IntoIter<Tensor<1>>, std::vec::IntoIter<Shape>>);
+        impl ModuleMapper for Put {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                match self.0.next() {
+                    Some((value, shape)) => param.map(|_| value.reshape(shape)),
+                    None => param,
+                }
+            }
+        }
+        self.module.map(&mut Put(values.into_iter().zip(self.shapes)))
+    }
+}
+
+/// Copies to `average` what is not trained: running statistics, EMA codebooks. Both have the same structure.
+pub fn follow_untrained<M: Module>(average: M, model: &M) -> M {
+    #[derive(Default)]
+    struct Collect(Vec<Option<Tensor<1>>>);
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val();
+            let size = value.shape().num_elements();
+            self.0.push((!value.is_require_grad()).then(|| value.inner().reshape([size])));
+        }
+    }
+    struct Follow(std::vec::IntoIter<Option<Tensor<1>>>);
+    impl ModuleMapper for Follow {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match self.0.next() {
+                Some(Some(new)) => param.map(|old| new.reshape(old.shape())),
+                _ => param,
+            }
+        }
+    }
     let mut collected = Collect::default();
     model.visit(&mut collected);
-    average.map(&mut Blend { source: collected.values.into_iter(), decay })
-}
-
-#[derive(Default)]
-struct Collect {
-    values: Vec<(Tensor<1>, bool)>,
-}
-
-impl ModuleVisitor for Collect {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let value = param.val();
-        let trained = value.is_require_grad();
-        let size = value.shape().num_elements();
-        self.values.push((value.inner().reshape([size]), trained));
-    }
-}
-
-struct Blend {
-    source: std::vec::IntoIter<(Tensor<1>, bool)>,
-    decay: f64,
-}
-
-impl ModuleMapper for Blend {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some((new, trained)) = self.source.next() else { return param };
-        let decay = self.decay;
-        param.map(|old| {
-            let shape = old.shape();
-            if !trained {
-                return new.reshape(shape);
-            }
-            let size = shape.num_elements();
-            (old.reshape([size]) * decay + new * (1.0 - decay)).reshape(shape)
-        })
-    }
+    average.map(&mut Follow(collected.0.into_iter()))
 }

@@ -64,7 +64,7 @@ pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams, part: &Has
             let Some(gradient) = self.gradients.get::<D>(param.id).filter(|_| self.part.contains(&param.id)) else {
                 return;
             };
-            let squares = gradient.powi_scalar(2).sum();
+            let squares = smalti_kernels::sum_of_squares(gradient);
             self.sum = Some(match self.sum.take() {
                 Some(sum) => sum + squares,
                 None => squares,
@@ -74,23 +74,4 @@ pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams, part: &Has
     let mut visitor = Squares { gradients, part, sum: None };
     model.visit(&mut visitor);
     visitor.sum.map(Tensor::sqrt)
-}
-
-/// Multiplies the gradients of `part` by `factor`.
-pub fn scale<M: Module>(model: &M, gradients: &mut GradientsParams, factor: f64, part: &HashSet<ParamId>) {
-    struct Scale<'a> {
-        gradients: &'a mut GradientsParams,
-        part: &'a HashSet<ParamId>,
-        factor: f64,
-    }
-    impl ModuleVisitor for Scale<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.part.contains(&param.id)
-                && let Some(gradient) = self.gradients.remove::<D>(param.id)
-            {
-                self.gradients.register(param.id, gradient * self.factor);
-            }
-        }
-    }
-    model.visit(&mut Scale { gradients, part, factor });
 }

@@ -1,11 +1,14 @@
 //! AdamW (arXiv 1711.05101) with the arithmetic of PyTorch's, and parameter groups by path.
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use crate::ema;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result};
+use smalti_kernels::AdamWState;
+use std::collections::HashSet;
 
 /// Settings of AdamW. All are written in the recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,22 +95,58 @@ impl AdamW {
         Ok(Self { config: config.clone(), groups, moments })
     }
 
-    /// One step; `step` counts from 0 and `factor` is the schedule's. Parameters without a gradient stay as they are.
-    pub fn step<M: Module>(&mut self, model: M, gradients: &mut GradientsParams, step: u64, factor: f64) -> M {
+    /// One step; parameters without a gradient stay as they are. `average` has the structure of `model`, and its trained
+    /// parameters follow those of the model in the same pass; for the others see [`ema::follow_untrained`].
+    pub fn step<M: Module>(
+        &mut self,
+        model: M,
+        average: Option<M>,
+        gradients: &mut GradientsParams,
+        pace: &Pace,
+    ) -> (M, Option<M>) {
         let (beta_1, beta_2) = self.config.betas;
-        let count = (step + 1) as i32;
+        let count = (pace.update + 1) as i32;
+        let (average, averages) = average.map(ema::take_out).unzip();
         let mut mapper = Step {
             gradients,
             groups: &self.groups,
             moments: &mut self.moments,
+            averages: averages.unwrap_or_default().into_iter(),
+            followed: Vec::new(),
             index: 0,
-            rate: self.config.learning_rate * factor,
-            betas: self.config.betas,
-            epsilon: self.config.epsilon,
-            correction_1: 1.0 - beta_1.powi(count),
-            correction_2: 1.0 - beta_2.powi(count),
+            pace,
+            settings: smalti_kernels::AdamW {
+                gradient_factor: 1.0,
+                rate: self.config.learning_rate * pace.rate_factor,
+                betas: self.config.betas,
+                corrections: (1.0 - beta_1.powi(count), 1.0 - beta_2.powi(count)),
+                epsilon: self.config.epsilon,
+                weight_decay: 0.0,
+                average_decay: pace.average_decay,
+            },
         };
-        model.map(&mut mapper)
+        let model = model.map(&mut mapper);
+        let followed = mapper.followed;
+        (model, average.map(|average| average.fill(followed)))
+    }
+}
+
+/// What changes from step to step.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Updates before this one.
+    pub update: u64,
+    /// The schedule's factor of the learning rate.
+    pub rate_factor: f64,
+    /// Share of the old average of the weights.
+    pub average_decay: Option<f64>,
+    /// Factors of the gradients of some parameters, such as those of clipping.
+    pub clip: Vec<(HashSet<ParamId>, f64)>,
+}
+
+impl Pace {
+    fn gradient_factor(&self, id: ParamId) -> f64 {
+        self.clip.iter().find(|(part, _)| part.contains(&id)).map_or(1.0, |(_, factor)| *factor)
     }
 }
 
@@ -176,43 +215,57 @@ struct Step<'a> {
     gradients: &'a mut GradientsParams,
     groups: &'a [Group],
     moments: &'a mut Moments,
+    /// Averages of all parameters, in the order of the walk.
+    averages: std::vec::IntoIter<Tensor<1>>,
+    followed: Vec<Tensor<1>>,
     index: usize,
-    rate: f64,
-    betas: (f64, f64),
-    epsilon: f64,
-    correction_1: f64,
-    correction_2: f64,
+    pace: &'a Pace,
+    settings: smalti_kernels::AdamW,
 }
 
 impl ModuleMapper for Step<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let average = self.averages.next();
         if !param.val().is_require_grad() {
+            self.followed.extend(average);
             return param;
         }
         let index = self.index;
         self.index += 1;
-        let (Some(gradient), Some(group)) = (self.gradients.remove::<D>(param.id), self.groups.get(index)) else {
+        let gradient = self.gradients.remove::<D>(param.id);
+        let (Some(gradient), Some(group)) = (gradient, self.groups.get(index)) else {
+            self.followed.extend(average.map(|average| self.blend(average, flat(param.val().inner()))));
             return param;
         };
-        let group = *group;
-        let gradient = flat(gradient);
-        let (beta_1, beta_2) = self.betas;
-        // Taken out of the state so that the updates work in place.
-        let first = take(&mut self.moments.first[index]) * beta_1 + gradient.clone() * (1.0 - beta_1);
-        let second = take(&mut self.moments.second[index]) * beta_2 + gradient.powi_scalar(2) * (1.0 - beta_2);
-        let rate = self.rate * group.rate_factor;
-        let denominator = second.clone().sqrt() / self.correction_2.sqrt() + self.epsilon;
-        let change = first.clone() / denominator * (rate / self.correction_1);
-        put(&mut self.moments.first[index], first);
-        put(&mut self.moments.second[index], second);
+        let settings = smalti_kernels::AdamW {
+            gradient_factor: self.pace.gradient_factor(param.id),
+            rate: self.settings.rate * group.rate_factor,
+            weight_decay: group.weight_decay,
+            ..self.settings
+        };
+        // Taken out of where they are kept so that the update works in place.
+        let first = take(&mut self.moments.first[index]);
+        let second = take(&mut self.moments.second[index]);
         param.map(|value| {
             let autodiff = value.is_autodiff();
             let shape = value.shape();
-            let value = flat(value.inner());
-            let value = if group.weight_decay == 0.0 { value } else { value * (1.0 - rate * group.weight_decay) };
-            let value = (value - change).reshape(shape);
+            let state = AdamWState { value: flat(value.inner()), first, second, average };
+            let state = settings.step(state, flat(gradient));
+            put(&mut self.moments.first[index], state.first);
+            put(&mut self.moments.second[index], state.second);
+            self.followed.extend(state.average);
+            let value = state.value.reshape(shape);
             if autodiff { value.autodiff().require_grad() } else { value }
         })
+    }
+}
+
+impl Step<'_> {
+    fn blend(&self, average: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
+        match self.settings.average_decay {
+            Some(decay) => average * decay + value * (1.0 - decay),
+            None => average,
+        }
     }
 }
 

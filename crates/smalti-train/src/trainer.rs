@@ -3,10 +3,11 @@
 
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::objectives::indices;
+use crate::optimizer::Pace;
 use crate::run_folder::{self, Metrics, RunFolder, State};
 use crate::tensorboard::EventWriter;
 use crate::{AdamW, Recipe, ema, gradients};
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Serialize;
@@ -15,6 +16,7 @@ use smalti_base::{Error, Progress, Result, files};
 use smalti_data::image::encode_png;
 use smalti_models::checkpoint::weights::{Precision, load_module, save_module};
 use smalti_models::quantizers::{Stats, usage::Usage};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -41,6 +43,9 @@ pub struct Outcome {
     /// The run's folder.
     pub folder: PathBuf,
 }
+
+/// Factors of the gradients of parts of the model.
+type Clip = Vec<(HashSet<ParamId>, f64)>;
 
 struct Trainer<'a, O: Objective> {
     objective: &'a O,
@@ -105,13 +110,16 @@ pub fn train<O: Objective>(
             stats = merge(stats, output.stats.take());
             trainer.window.see(output);
         }
-        if trainer.clip(&mut sum) {
-            trainer.apply(sum, stats, step);
-            skips = 0;
-        } else {
-            trainer.state.skipped += 1;
-            skips += 1;
-            progress.say(&format!("step {step} skipped: its loss or gradient is not finite"));
+        match trainer.clip(&sum) {
+            Some(clip) => {
+                trainer = trainer.apply(sum, clip, stats, step);
+                skips = 0;
+            }
+            None => {
+                trainer.state.skipped += 1;
+                skips += 1;
+                progress.say(&format!("step {step} skipped: its loss or gradient is not finite"));
+            }
         }
         trainer.state.step += 1;
         trainer.window.steps += 1;
@@ -188,40 +196,43 @@ impl<'a, O: Objective> Trainer<'a, O> {
         self.folder.prune(self.recipe.checkpoint.keep, self.state.best.map(|(_, step)| step))
     }
 
-    /// Clips each optimiser's gradients; false if any is not finite. Reading the norms is the one wait for the device in a
-    /// step: without it a step that must be skipped would already have been applied.
-    fn clip(&mut self, sum: &mut GradientsParams) -> bool {
+    /// Factors that clip each optimiser's gradients; `None` if any is not finite. Reading the norms is the one wait for the
+    /// device in a step: without it a step that must be skipped would already have been applied.
+    fn clip(&mut self, sum: &GradientsParams) -> Option<Clip> {
         let critic = self.objective.critic_prefix();
         let is_critic = |path: &str| critic.is_some_and(|prefix| path.starts_with(prefix));
+        let mut factors = Vec::new();
         for critics in [false, true] {
             let part = gradients::select(&self.model, |path| is_critic(path) == critics);
             let Some(norm) = gradients::global_norm(&self.model, sum, &part) else { continue };
             let norm = f64::from(norm.into_scalar::<f32>());
             if !norm.is_finite() {
-                return false;
+                return None;
             }
             if !critics {
                 self.window.norms.push(norm);
             }
             if let Some(limit) = self.recipe.optimizer.clip_norm.filter(|limit| norm > *limit) {
-                gradients::scale(&self.model, sum, limit / (norm + 1e-6), &part);
+                factors.push((part, limit / (norm + 1e-6)));
             }
         }
-        true
+        Some(factors)
     }
 
-    fn apply(&mut self, mut sum: GradientsParams, stats: Option<Stats>, step: u64) {
-        let factor = self.recipe.schedule.factor(step);
-        let model = self.optimizer.step(self.model.clone(), &mut sum, self.state.updates, factor);
+    /// Owns the trainer while weights and averages are updated in place.
+    fn apply(mut self, mut sum: GradientsParams, clip: Clip, stats: Option<Stats>, step: u64) -> Self {
+        let rate_factor = self.recipe.schedule.factor(step);
+        let average_decay = self.recipe.ema.as_ref().map(|ema| ema.decay_at(step));
+        let pace = Pace { update: self.state.updates, rate_factor, average_decay, clip };
+        let (model, average) = self.optimizer.step(self.model, self.average, &mut sum, &pace);
         let (model, counts) = self.objective.update(model, stats, step);
+        self.average = average.map(|average| ema::follow_untrained(average, &model));
         self.model = model;
         for (name, count) in counts {
             add(&mut self.window.counts, name, count);
         }
         self.state.updates += 1;
-        if let (Some(config), Some(average)) = (&self.recipe.ema, self.average.take()) {
-            self.average = Some(ema::update(config, average, &self.model, step));
-        }
+        self
     }
 
     fn after_step(&mut self) -> Result<()> {

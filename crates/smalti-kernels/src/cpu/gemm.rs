@@ -1,4 +1,4 @@
-//! Matrix products by the `gemm` crate, on one thread: the callers spread their own tasks.
+//! Matrix products by the `gemm` crate.
 
 use gemm::Parallelism;
 
@@ -10,13 +10,40 @@ pub(crate) struct Matrix<'a> {
 }
 
 /// `dst = lhs rhs`, or `dst += lhs rhs` when `add`, for `lhs [m, k]` and `rhs [k, n]`; `strides` are those of `dst`.
+/// On one thread: for callers that spread tasks of their own.
 pub(crate) fn multiply(
+    sizes: [usize; 3],
+    dst: &mut [f32],
+    strides: [usize; 2],
+    add: bool,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+) {
+    product(sizes, dst, strides, add, lhs, rhs, Parallelism::None);
+}
+
+/// [`multiply`] by all threads of the pool; small products by one.
+pub(crate) fn multiply_on_all_threads(
+    sizes: [usize; 3],
+    dst: &mut [f32],
+    strides: [usize; 2],
+    add: bool,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+) {
+    let small = sizes.iter().product::<usize>() < 1 << 19;
+    let threads = if small { Parallelism::None } else { Parallelism::Rayon(rayon::current_num_threads()) };
+    product(sizes, dst, strides, add, lhs, rhs, threads);
+}
+
+fn product(
     [m, n, k]: [usize; 3],
     dst: &mut [f32],
     strides: [usize; 2],
     add: bool,
     lhs: Matrix<'_>,
     rhs: Matrix<'_>,
+    threads: Parallelism,
 ) {
     assert!(fits(dst.len(), [m, n], strides), "product outside of its slice");
     assert!(fits(lhs.values.len(), [m, k], lhs.strides), "left factor outside of its slice");
@@ -46,7 +73,7 @@ pub(crate) fn multiply(
             false,
             false,
             false,
-            Parallelism::None,
+            threads,
         );
     }
 }

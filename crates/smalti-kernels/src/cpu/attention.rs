@@ -1,0 +1,288 @@
+//! Attention of heads over strided views. Scores exist for a block of queries at a time; the backward pass makes them again.
+
+use super::buffer::{Shared, with_scratch, written};
+use super::gemm::{Matrix, multiply};
+use super::simd::{LANES, exp, simd};
+use rayon::prelude::*;
+
+/// Sizes and options of one call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heads {
+    pub batch: usize,
+    pub heads: usize,
+    pub queries: usize,
+    pub keys: usize,
+    /// Channels of queries and keys.
+    pub width: usize,
+    /// Channels of values.
+    pub value_width: usize,
+    /// Whether query `i` sees only the keys up to `i + keys - queries`.
+    pub causal: bool,
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Queries of a block: few enough that its scores stay in the second level cache.
+    fn block(&self) -> usize {
+        (100_000 / self.keys.max(1)).clamp(16, 64).min(self.queries.max(1))
+    }
+
+    /// How many keys a query sees, from the first on.
+    fn seen(&self, query: usize) -> usize {
+        if self.causal { (query + 1 + self.keys).saturating_sub(self.queries).min(self.keys) } else { self.keys }
+    }
+}
+
+/// Values `[batch, heads, rows, channels]` at any strides.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub values: &'a [f32],
+    pub strides: [usize; 4],
+}
+
+impl<'a> View<'a> {
+    /// The rows of a head from `row` on.
+    fn head(self, [image, head]: [usize; 2], row: usize) -> Matrix<'a> {
+        let [of_image, of_head, of_row, of_channel] = self.strides;
+        let start = image * of_image + head * of_head + row * of_row;
+        Matrix { values: &self.values[start..], strides: [of_row, of_channel] }
+    }
+}
+
+/// What is hidden: `[batch, heads, queries, keys]` row by row, not 0 hides; an axis of size 1 has stride 0.
+#[derive(Clone, Copy)]
+pub(crate) struct Mask<'a> {
+    pub values: &'a [u8],
+    pub strides: [usize; 2],
+}
+
+impl<'a> Mask<'a> {
+    fn row(self, [image, head]: [usize; 2], query: usize, keys: usize) -> &'a [u8] {
+        &self.values[image * self.strides[0] + head * self.strides[1] + query * keys..][..keys]
+    }
+}
+
+/// Gradients of the three inputs, each `[batch, rows, heads, channels]`.
+pub(crate) struct Gradients {
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+}
+
+/// The result `[batch, queries, heads, value_width]`, and of each query `[batch, heads, queries]` the logarithm of the sum
+/// of exponentials, minus infinity where it sees nothing.
+pub(crate) fn forward(
+    shape: Heads,
+    q: View<'_>,
+    k: View<'_>,
+    v: View<'_>,
+    mask: Option<Mask<'_>>,
+) -> (Vec<f32>, Vec<f32>) {
+    let Heads { batch, heads, queries, value_width, .. } = shape;
+    let block = shape.block();
+    let blocks = queries.div_ceil(block);
+    let mut log_sums = vec![f32::NEG_INFINITY; batch * heads * queries];
+    let sums = Shared::new(&mut log_sums);
+    let fill = |out: &mut [f32]| {
+        let out = Shared::new(out);
+        (0..batch * heads * blocks).into_par_iter().for_each(|task| {
+            let (head, first) = (task / blocks, task % blocks * block);
+            let at = [head / heads, head % heads];
+            let rows = block.min(queries - first);
+            // SAFETY: each block of queries belongs to one task.
+            let log_sums = unsafe { sums.range(head * queries + first, rows) };
+            with_scratch([rows * shape.keys, rows * value_width, rows], |[scores, mixed, totals]| {
+                let seen = score(shape, q, k, at, first, rows, scores);
+                for row in 0..rows {
+                    let limit = shape.seen(first + row);
+                    let hidden = mask.map_or(&[][..], |mask| mask.row(at, first + row, shape.keys));
+                    let line = &mut scores[row * seen..(row + 1) * seen];
+                    [totals[row], log_sums[row]] = soften(line, limit, hidden, shape.scale);
+                }
+                let lhs = Matrix { values: scores, strides: [seen, 1] };
+                multiply([rows, value_width, seen], mixed, [value_width, 1], false, lhs, v.head(at, 0));
+                for (row, total) in totals.iter().enumerate() {
+                    let factor = if *total == 0.0 { 0.0 } else { 1.0 / total };
+                    // SAFETY: as above.
+                    let out = unsafe { out.range(place(shape, at, first + row, value_width), value_width) };
+                    out.iter_mut().zip(&mixed[row * value_width..]).for_each(|(out, mixed)| {
+                        // Nothing seen leaves the product unwritten.
+                        *out = if seen == 0 { 0.0 } else { mixed * factor };
+                    });
+                }
+            });
+        });
+    };
+    // SAFETY: the tasks cover all blocks of queries, and each writes all of its rows.
+    let out = unsafe { written(batch * queries * heads * value_width, fill) };
+    (out, log_sums)
+}
+
+/// Gradients for the gradient `dy [batch, heads, queries, value_width]` of the result.
+pub(crate) fn backward(
+    shape: Heads,
+    q: View<'_>,
+    k: View<'_>,
+    v: View<'_>,
+    mask: Option<Mask<'_>>,
+    log_sums: &[f32],
+    dy: View<'_>,
+) -> Gradients {
+    let Heads { batch, heads, queries, keys, width, value_width, .. } = shape;
+    let mut dq = vec![0.0; batch * queries * heads * width];
+    let mut dk = vec![0.0; batch * keys * heads * width];
+    let mut dv = vec![0.0; batch * keys * heads * value_width];
+    let [to_q, to_k, to_v] = [&mut dq, &mut dk, &mut dv].map(|values| Shared::new(values));
+    (0..batch * heads).into_par_iter().for_each(|head| {
+        let at = [head / heads, head % heads];
+        let block = shape.block();
+        let sizes = [block * keys, block * keys, block * width, keys * width, keys * value_width];
+        with_scratch(sizes, |[scores, slopes, dq, dk, dv]| {
+            dk.fill(0.0);
+            dv.fill(0.0);
+            for first in (0..queries).step_by(block) {
+                let rows = block.min(queries - first);
+                let seen = score(shape, q, k, at, first, rows, scores);
+                if seen == 0 {
+                    continue;
+                }
+                let dy = dy.head(at, first);
+                multiply([rows, seen, value_width], slopes, [seen, 1], false, dy, turned(v.head(at, 0)));
+                for row in 0..rows {
+                    let limit = shape.seen(first + row);
+                    let hidden = mask.map_or(&[][..], |mask| mask.row(at, first + row, keys));
+                    let range = row * seen..(row + 1) * seen;
+                    let log_sum = log_sums[head * queries + first + row];
+                    differentiate(&mut scores[range.clone()], &mut slopes[range], limit, hidden, shape.scale, log_sum);
+                }
+                let weights = Matrix { values: scores, strides: [1, seen] };
+                multiply([seen, value_width, rows], dv, [value_width, 1], true, weights, dy);
+                let by_key = Matrix { values: slopes, strides: [1, seen] };
+                multiply([seen, width, rows], dk, [width, 1], true, by_key, q.head(at, first));
+                let by_query = Matrix { values: slopes, strides: [seen, 1] };
+                multiply([rows, width, seen], dq, [width, 1], false, by_query, k.head(at, 0));
+                // SAFETY: each head belongs to one task.
+                unsafe { hand_out(to_q, shape, at, first, width, &dq[..rows * width]) };
+            }
+            // SAFETY: as above.
+            unsafe { hand_out(to_k, Heads { queries: keys, ..shape }, at, 0, width, dk) };
+            // SAFETY: as above.
+            unsafe { hand_out(to_v, Heads { queries: keys, ..shape }, at, 0, value_width, dv) };
+        });
+    });
+    Gradients { q: dq, k: dk, v: dv }
+}
+
+/// Where a row of a head is in `[batch, queries, heads, channels]`.
+fn place(shape: Heads, [image, head]: [usize; 2], row: usize, channels: usize) -> usize {
+    ((image * shape.queries + row) * shape.heads + head) * channels
+}
+
+/// Copies rows of a head to their places.
+///
+/// # Safety
+/// No other task may use the rows of this head.
+unsafe fn hand_out(target: Shared<'_>, shape: Heads, at: [usize; 2], first: usize, channels: usize, rows: &[f32]) {
+    for (row, values) in rows.chunks_exact(channels).enumerate() {
+        // SAFETY: the caller's promise; one row is borrowed at a time.
+        unsafe { target.range(place(shape, at, first + row, channels), channels) }.copy_from_slice(values);
+    }
+}
+
+/// Products of `rows` queries from `first` on with all keys that any of them sees: `[rows, seen]`; returns `seen`.
+fn score(
+    shape: Heads,
+    q: View<'_>,
+    k: View<'_>,
+    at: [usize; 2],
+    first: usize,
+    rows: usize,
+    scores: &mut [f32],
+) -> usize {
+    let seen = shape.seen(first + rows - 1);
+    multiply([rows, seen, shape.width], scores, [seen, 1], false, q.head(at, first), turned(k.head(at, 0)));
+    seen
+}
+
+fn turned(matrix: Matrix<'_>) -> Matrix<'_> {
+    let [rows, columns] = matrix.strides;
+    Matrix { strides: [columns, rows], ..matrix }
+}
+
+simd! {
+    /// Turns products into exponentials relative to the largest; returns their sum and the logarithm of the sum of
+    /// exponentials of the scores.
+    fn soften(line: &mut [f32], limit: usize, hidden: &[u8], scale: f32) -> [f32; 2] {
+        let (line, rest) = line.split_at_mut(limit.min(line.len()));
+        rest.fill(0.0);
+        hide(line, hidden);
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in line.chunks(LANES) {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane = if value > *lane { value } else { *lane };
+            }
+        }
+        let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        if largest == f32::NEG_INFINITY {
+            // All hidden, or no number at all.
+            let value = if line.iter().any(|value| value.is_nan()) { f32::NAN } else { 0.0 };
+            line.fill(value);
+            return [value, if value == 0.0 { f32::NEG_INFINITY } else { value }];
+        }
+        let mut lanes = [0.0; LANES];
+        for chunk in line.chunks_mut(LANES) {
+            for (lane, value) in lanes.iter_mut().zip(chunk) {
+                *value = exp_or_zero((*value - largest) * scale);
+                *lane += *value;
+            }
+        }
+        let total = lanes.iter().sum::<f32>();
+        [total, largest * scale + total.ln()]
+    }
+}
+
+simd! {
+    /// Turns products into attention weights, and the gradients of the weights into those of the products.
+    fn differentiate(
+        weights: &mut [f32],
+        slopes: &mut [f32],
+        limit: usize,
+        hidden: &[u8],
+        scale: f32,
+        log_sum: f32,
+    ) {
+        let limit = if log_sum == f32::NEG_INFINITY { 0 } else { limit.min(weights.len()) };
+        let (weights, rest) = weights.split_at_mut(limit);
+        rest.fill(0.0);
+        let (slopes, rest) = slopes.split_at_mut(limit);
+        rest.fill(0.0);
+        hide(weights, hidden);
+        let mut lanes = [0.0; LANES];
+        for (weights, slopes) in weights.chunks_mut(LANES).zip(slopes.chunks(LANES)) {
+            for ((lane, weight), slope) in lanes.iter_mut().zip(weights).zip(slopes) {
+                *weight = exp_or_zero(*weight * scale - log_sum);
+                *lane += *weight * slope;
+            }
+        }
+        let mean = lanes.iter().sum::<f32>();
+        for (slope, weight) in slopes.iter_mut().zip(weights) {
+            *slope = *weight * (*slope - mean) * scale;
+        }
+    }
+}
+
+/// Minus infinity where something is hidden; an empty mask hides nothing.
+#[inline(always)]
+fn hide(line: &mut [f32], hidden: &[u8]) {
+    for (value, &hidden) in line.iter_mut().zip(hidden) {
+        *value = if hidden != 0 { f32::NEG_INFINITY } else { *value };
+    }
+}
+
+/// Zero where the exponential is too small for a normal number: products with such numbers are slow.
+#[inline(always)]
+fn exp_or_zero(x: f32) -> f32 {
+    let y = exp(x);
+    if x < -87.0 { 0.0 } else { y }
+}
