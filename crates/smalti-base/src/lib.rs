@@ -8,6 +8,7 @@ pub mod files;
 pub mod progress;
 pub mod rng;
 pub mod spec;
+pub mod threads;
 
 pub use error::{Error, Result};
 pub use progress::Progress;

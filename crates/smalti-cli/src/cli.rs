@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use smalti::Settings;
+use smalti::bench::BenchArgs;
 use smalti::edit::EditArgs;
 use smalti::evaluate::EvaluateArgs;
 use smalti::generate::GenerateArgs;
@@ -76,6 +77,12 @@ Examples:
   smalti evaluate runs/tokenizer --data photos/ --split validation
   smalti evaluate assets/demo --data assets/emoji3d/validation.tar --json";
 
+const BENCH: &str = "\
+Examples:
+  smalti bench
+  smalti bench assets/demo recipes/vqgan/imagenet-f16-1024.toml
+  smalti bench --only conv2d --seconds 2 --json";
+
 const INSPECT: &str = "\
 Examples:
   smalti inspect assets/demo
@@ -102,6 +109,9 @@ pub enum Verb {
     /// Measure a model on images: PSNR, SSIM, codebook use, bits per token
     #[command(after_help = EVALUATE)]
     Evaluate(EvaluateArgs),
+    /// Time this machine, the kernels, and the models of bundles and recipes
+    #[command(after_help = BENCH)]
+    Bench(BenchArgs),
     /// Say what is in a bundle, a run folder, a weights or recipe file, token shards, images or a picture
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),

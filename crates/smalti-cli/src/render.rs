@@ -1,6 +1,7 @@
 //! Results as text for people.
 
 use crate::table::Table;
+use smalti::bench::BenchOutcome;
 use smalti::data::loader::Skipped;
 use smalti::edit::EditOutcome;
 use smalti::eval::Scores;
@@ -99,6 +100,40 @@ pub fn evaluate(outcome: &EvaluateOutcome) -> String {
         table.row(["bits/pixel", &format!("{:.4}", numbers.bits_per_pixel), "tokens x bits / (height x width)"]);
     }
     format!("{} on {} images\n\n{}{}", outcome.model, outcome.images, table.text(), skipped(&outcome.skipped))
+}
+
+/// The machine's limits, a table of kernels, a table of models.
+pub fn bench(outcome: &BenchOutcome) -> String {
+    let machine = &outcome.machine;
+    let mut text = format!(
+        "{}, {}, {} threads: {:.0} GFLOP/s (f32 matrix product), {:.1} GB/s (reading memory)\n",
+        machine.processor, machine.instructions, machine.threads, machine.gemm_gflops, machine.read_gbs
+    );
+    let times = |own: f64, base: f64| [format!("{own:.3}"), format!("{base:.3}"), format!("{:.2}", base / own)];
+    let mut table =
+        Table::new(&["kernel", "forward ms", "portable", "x", "+backward", "portable", "x", "GFLOP/s", "of peak"]);
+    for row in &outcome.kernels {
+        let both = row.backward_ms.zip(row.portable_backward_ms).map(|(own, base)| times(own, base));
+        let rate = [format!("{:.0}", row.gflops), format!("{:.0}%", 100.0 * row.of_peak)];
+        let rate = if row.gflops > 0.0 { rate } else { Default::default() };
+        let forward = times(row.forward_ms, row.portable_forward_ms);
+        table.row([row.name.clone()].into_iter().chain(forward).chain(both.unwrap_or_default()).chain(rate));
+    }
+    if !outcome.kernels.is_empty() {
+        text += &format!("\n{}", table.text());
+    }
+    let mut table = Table::new(&["model", "", "batch", "ms", "images/s", "steps", "ms/step"]);
+    for row in &outcome.models {
+        let steps = row.steps.map(|steps| [steps.to_string(), format!("{:.2}", row.ms / steps as f64)]);
+        let numbers = [row.batch.to_string(), format!("{:.1}", row.ms), format!("{:.2}", row.images_per_second)];
+        let name = [row.model.clone(), row.what.to_string()];
+        table.row(name.into_iter().chain(numbers).chain(steps.unwrap_or_default()));
+    }
+    if !outcome.models.is_empty() {
+        text += &format!("\n{}", table.text());
+    }
+    let memory = outcome.peak_memory.map(|bytes| format!("\npeak memory {:.0} MiB\n", bytes as f64 / 1048576.0));
+    text + &memory.unwrap_or_default()
 }
 
 /// What is in a file or folder: the JSON document as an indented list.

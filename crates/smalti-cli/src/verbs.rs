@@ -6,7 +6,7 @@ use crate::screen::{self, Screen};
 use crate::terminal::{Terminal, stop_flag};
 use clap::CommandFactory;
 use serde::Serialize;
-use smalti::{Error, Progress, Result, edit, evaluate, generate, reconstruct, tokenize, train};
+use smalti::{Progress, Result, bench, edit, evaluate, generate, reconstruct, tokenize, train};
 
 /// Carries out a command.
 ///
@@ -14,7 +14,7 @@ use smalti::{Error, Progress, Result, edit, evaluate, generate, reconstruct, tok
 /// What the engine returns.
 pub fn run(cli: Cli, screen: &Screen) -> Result<()> {
     if let Some(threads) = cli.settings.threads {
-        set_threads(threads)?;
+        smalti::base::threads::set(threads)?;
     }
     let terminal = Terminal::new(cli.quiet, cli.verbose, stop_flag());
     let settings = &cli.settings;
@@ -28,6 +28,7 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<()> {
             session.carry_out(reconstruct::plan(&args, settings), reconstruct::run, render::reconstruct)
         }
         Verb::Evaluate(args) => session.carry_out(evaluate::plan(&args, settings), evaluate::run, render::evaluate),
+        Verb::Bench(args) => session.carry_out(bench::plan(&args, settings), bench::run, render::bench),
         Verb::Inspect(args) => {
             screen.show(&smalti::inspect::run(&args)?, render::inspect);
             Ok(())
@@ -67,14 +68,4 @@ impl Session<'_> {
         }
         Ok(())
     }
-}
-
-fn set_threads(threads: usize) -> Result<()> {
-    if threads == 0 {
-        return Err(Error::invalid("--threads", "0 threads can do nothing; expected 1 or more"));
-    }
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|error| Error::invalid("--threads", error.to_string()))
 }

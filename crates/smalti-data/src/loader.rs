@@ -38,12 +38,12 @@ pub struct LoaderConfig {
 }
 
 impl LoaderConfig {
-    /// A data section's settings, one worker per core (at most 8), two batches ahead per worker.
+    /// A data section's settings, one worker for each thread that computes (at most 8), two batches ahead per worker.
     ///
     /// # Errors
     /// As [`Pipeline::new`].
     pub fn new(data: &crate::DataConfig, batch: usize) -> Result<Self> {
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let workers = smalti_base::threads::count().min(8);
         let pipeline = data.pipeline()?;
         let (background, limits) = (data.background, data.limits);
         Ok(Self { batch, pipeline, background, limits, workers, ahead: 2 * workers })

@@ -28,6 +28,17 @@ pub use linear::linear;
 pub use nearest_code::nearest_code;
 pub use squares::sum_of_squares;
 
+/// The instruction set that the CPU bodies use on this machine: `AVX-512`, `AVX2`, or `base` for that of the build.
+pub fn instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    match cpu::simd::level() {
+        cpu::simd::Level::Avx512 => return "AVX-512",
+        cpu::simd::Level::Avx2 => return "AVX2",
+        cpu::simd::Level::Base => {}
+    }
+    "base"
+}
+
 /// The same operations as compositions of tensor operations: the reference of the tests and the base line of the
 /// benchmarks.
 pub mod portable {

@@ -3,6 +3,7 @@
 //! One file for each verb. A verb is told what was typed (`XArgs`); `plan` resolves and checks everything before a weight is read, and
 //! gives an `XPlan` that can be shown; `run` does it and gives an `XOutcome`.
 
+pub mod bench;
 pub mod edit;
 pub mod evaluate;
 pub mod generate;

@@ -16,7 +16,7 @@ pub struct Settings {
     /// Seed of all random draws; image i of several uses seed + i [default: 0, or the recipe's]
     #[arg(long, global = true, value_name = "N")]
     pub seed: Option<u64>,
-    /// Number of threads [default: one for each core]
+    /// Threads that compute; as many at most prepare images [default: one for each core]
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
 }

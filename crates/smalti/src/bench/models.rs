@@ -1,0 +1,130 @@
+//! Whole models: those of bundles with their weights, those of recipes with fresh ones.
+
+use super::clock::Clock;
+use crate::model::ModelPlan;
+use burn::tensor::{Device, Distribution, Tensor};
+use serde::Serialize;
+use smalti_base::{Error, Result};
+use smalti_models::generators::{ConditionConfig, Generator, GeneratorModel};
+use smalti_models::sampling::Sampling;
+use smalti_models::tokenizers::{Tokenizer, TokenizerModel};
+use smalti_models::{Condition, ImageRequest, Request};
+use smalti_train::Recipe;
+use smalti_train::recipe::Task;
+use std::path::Path;
+use std::time::Instant;
+
+/// A model to time.
+#[derive(Clone, Debug, Serialize)]
+pub struct Subject {
+    /// Its name.
+    pub name: String,
+    /// Whether its weights are fresh.
+    pub fresh: bool,
+    #[serde(skip)]
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Bundle(Box<ModelPlan>),
+    Recipe(Box<Task>),
+}
+
+/// A number of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelRow {
+    /// The model's name.
+    pub model: String,
+    /// `encode`, `decode` or `generate`.
+    pub what: &'static str,
+    /// Images at the same time.
+    pub batch: usize,
+    /// Milliseconds of a batch.
+    pub ms: f64,
+    /// Images a second.
+    pub images_per_second: f64,
+    /// Decoding steps, for `generate`.
+    pub steps: Option<usize>,
+}
+
+impl Subject {
+    /// A bundle, a run folder, or a recipe.
+    ///
+    /// # Errors
+    /// What reading them returns.
+    pub(super) fn find(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|ending| ending == "toml") {
+            let recipe = Recipe::read(path, &[])?;
+            return Ok(Self { name: recipe.name, fresh: true, source: Source::Recipe(Box::new(recipe.task)) });
+        }
+        let plan = ModelPlan::find(Some(path))?;
+        Ok(Self { name: plan.name.clone(), fresh: false, source: Source::Bundle(Box::new(plan)) })
+    }
+
+    /// Times what the model can do, for each batch size.
+    pub(super) fn measure(&self, batches: &[usize], clock: &Clock, device: &Device) -> Result<Vec<ModelRow>> {
+        let (tokenizer, generator, sampling) = match &self.source {
+            Source::Bundle(plan) => {
+                let generator = plan.has_generator().then(|| plan.open_generator(device)).transpose()?;
+                (Some(plan.open_tokenizer(device)?), generator, plan.sampling().clone())
+            }
+            Source::Recipe(task) => match &**task {
+                Task::Tokenizer(task) => (Some(task.model.init(device)?), None, Sampling::default()),
+                Task::Generator(task) => (None, Some(task.model.init(device)?), task.sampling.clone()),
+            },
+        };
+        let mut rows = Vec::new();
+        for &batch in batches {
+            if let Some(tokenizer) = &tokenizer {
+                rows.extend(self.time_tokenizer(tokenizer, batch, clock, device)?);
+            }
+            if let Some(generator) = &generator {
+                rows.push(self.time_generator(generator, batch, &sampling)?);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn row(&self, what: &'static str, batch: usize, ms: f64, steps: Option<usize>) -> ModelRow {
+        let images_per_second = batch as f64 / ms * 1e3;
+        ModelRow { model: self.name.clone(), what, batch, ms, images_per_second, steps }
+    }
+
+    fn time_tokenizer(
+        &self,
+        tokenizer: &TokenizerModel,
+        batch: usize,
+        clock: &Clock,
+        device: &Device,
+    ) -> Result<[ModelRow; 2]> {
+        let (height, width) = tokenizer.spec().image_size;
+        let images = Tensor::<4>::random([batch, 3, height, width], Distribution::Uniform(-1.0, 1.0), device);
+        let codes = tokenizer.encode(images.clone());
+        let encode = clock.median(&|| drop(tokenizer.encode(images.clone())))?;
+        let decode = clock.median(&|| drop(tokenizer.decode(&codes)))?;
+        Ok([self.row("encode", batch, encode, None), self.row("decode", batch, decode, None)])
+    }
+
+    /// One batch after a step of another one, which warms up: a whole generation is long.
+    fn time_generator(&self, generator: &GeneratorModel, batch: usize, sampling: &Sampling) -> Result<ModelRow> {
+        let condition = match generator.config().condition() {
+            ConditionConfig::None => Condition::None,
+            ConditionConfig::Class { .. } => Condition::Class(0),
+            ConditionConfig::Text { length, .. } => Condition::Text(vec![0; *length]),
+        };
+        let image = |i: usize| ImageRequest { condition: condition.clone(), seed: i as u64, known: None };
+        let request = Request { images: (0..batch).map(image).collect(), sampling: sampling.clone() };
+        generator.start(&request)?.next();
+        let start = Instant::now();
+        let mut generation = generator.start(&request)?;
+        while generation.done() < generation.steps() {
+            generation.next();
+        }
+        let codes = generation.codes();
+        let read = codes.discrete().map(|codes| codes.into_data());
+        read.ok_or_else(|| Error::invalid(&self.name, "its tokens are not integers"))?;
+        let ms = start.elapsed().as_secs_f64() * 1e3;
+        Ok(self.row("generate", batch, ms, Some(generation.steps())))
+    }
+}
