@@ -60,7 +60,8 @@ const GENERATE: &str = "\
 Examples:
   smalti generate \"a red heart\" -o heart.png
   smalti generate \"a red heart\" -o hearts.png --count 9 --guidance 4
-  smalti generate --model runs/digits --class 7 --seed 5 -o sevens/ --count 100";
+  smalti generate --model runs/digits --class 7 --seed 5 -o sevens/ --count 100
+  smalti generate \"a red heart\" -o heart.png --weights int8";
 
 const EDIT: &str = "\
 Examples:
@@ -75,7 +76,8 @@ Examples:
 const EVALUATE: &str = "\
 Examples:
   smalti evaluate runs/tokenizer --data photos/ --split validation
-  smalti evaluate assets/demo --data assets/emoji3d/validation.tar --json";
+  smalti evaluate assets/demo --data assets/emoji3d/validation.tar --json
+  smalti evaluate assets/demo --data assets/emoji3d/validation.tar --weights int8";
 
 const BENCH: &str = "\
 Examples:

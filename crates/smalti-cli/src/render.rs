@@ -12,6 +12,7 @@ use smalti::reconstruct::ReconstructOutcome;
 use smalti::systems::SystemsOutcome;
 use smalti::tokenize::TokenizeOutcome;
 use smalti::train::TrainOutcome;
+use smalti::weights::WeightsEffect;
 
 /// Most rows of a table of images.
 const ROWS: usize = 20;
@@ -98,6 +99,19 @@ pub fn evaluate(outcome: &EvaluateOutcome) -> String {
     if let Some(numbers) = &outcome.generator {
         table.row(["bits/token", &format!("{:.4}", numbers.bits_per_token), "validation loss of the generator"]);
         table.row(["bits/pixel", &format!("{:.4}", numbers.bits_per_pixel), "tokens x bits / (height x width)"]);
+    }
+    if let Some(effect) = &outcome.weights {
+        let WeightsEffect { weights, bytes, bytes_f32, .. } = effect;
+        let mebibytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        let memory = format!("MiB of matrices, {:.1} in f32", mebibytes(*bytes_f32));
+        table.row([format!("{weights} memory"), format!("{:.1}", mebibytes(*bytes)), memory]);
+        let exact = format!("{:+.4} against f32", effect.bits_per_token - effect.bits_per_token_f32);
+        table.row([format!("{weights} bits/token"), format!("{:.4}", effect.bits_per_token), exact]);
+        let (mean, largest) = (effect.logit_difference_mean, effect.logit_difference_max);
+        let largest = format!("mean difference to f32, {largest:.4} at most");
+        table.row([format!("{weights} logits"), format!("{mean:.4}"), largest]);
+        let changed = format!("{:.2}%", 100.0 * effect.changed_argmax);
+        table.row([format!("{weights} changes"), changed, "of the most likely tokens".into()]);
     }
     format!("{} on {} images\n\n{}{}", outcome.model, outcome.images, table.text(), skipped(&outcome.skipped))
 }

@@ -42,3 +42,33 @@ fn the_demo_model_is_as_good_as_its_page_says() {
     let psnr = facts["tokenizer"]["psnr"].as_f64().unwrap();
     assert!(psnr >= 24.0, "{facts}");
 }
+
+#[test]
+fn reduced_weights_are_said_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = root();
+    let (model, data) = (root.join("assets/demo"), root.join("assets/emoji3d/validation.tar"));
+    let [one, again, three] = ["one.png", "again.png", "three"].map(|name| folder.path().join(name));
+    let make = |out: &Path, more: &[&str]| {
+        let args = ["generate", "a red heart", "-o", stage::text(out), "--weights", "int8"];
+        stage::smalti().current_dir(&root).args(args).args(more).assert().success();
+    };
+    make(&one, &["--seed", "2"]);
+    make(&again, &["--seed", "2"]);
+    make(&three, &["--count", "3", "--batch", "2"]);
+    let pixels = |path: &Path| smalti::data::image::open(path, [255; 3], &Default::default()).unwrap();
+    assert_eq!(pixels(&one), pixels(&again));
+    assert_eq!(pixels(&one), pixels(&three.join("000002.png")));
+    let facts = stage::json_of(&["inspect", stage::text(&one)]);
+    assert_eq!(facts["parameters"]["weights"], "int8", "{facts}");
+
+    let evaluate = ["evaluate", stage::text(&model), "--data", stage::text(&data), "--limit", "16"];
+    assert!(stage::json_of(&evaluate)["weights"].is_null());
+    let facts = stage::json_of(&[&evaluate[..], &["--weights", "int8"]].concat());
+    let effect = &facts["weights"];
+    let number = |name: &str| effect[name].as_f64().unwrap();
+    assert_eq!((effect["weights"].as_str(), number("bytes_f32")), (Some("int8"), 19_922_944.0), "{facts}");
+    assert!(number("bytes") < 0.26 * number("bytes_f32"));
+    assert!((number("bits_per_token") - number("bits_per_token_f32")).abs() < 0.01, "{facts}");
+    assert!(number("logit_difference_mean") < 0.05 && number("changed_argmax") < 0.05, "{facts}");
+}

@@ -41,6 +41,8 @@ fn unknown_names_show_the_nearest() {
     assert!(error(&["a cat"]).contains("this model takes a class"));
     assert!(error(&["--top-p", "1.5"]).contains("top_p"));
     assert!(error(&["--count", "0"]).contains("--count"));
+    let unknown = error(&["--weights", "int9"]);
+    assert!(unknown.contains("did you mean `int8`?") && unknown.contains("`bf16`"), "{unknown}");
     let mut command = smalti_on("cpux");
     let output = command.args(generate).output().unwrap();
     assert!(String::from_utf8(output.stderr).unwrap().contains("did you mean `cpu`?"));

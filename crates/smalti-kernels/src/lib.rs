@@ -6,6 +6,7 @@
 
 mod adamw;
 mod attention;
+mod cached_attention;
 mod conv2d;
 mod cpu;
 mod cross_entropy;
@@ -15,10 +16,13 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod nearest_code;
+mod packed;
+mod pool;
 mod squares;
 
 pub use adamw::{AdamW, AdamWState};
 pub use attention::attention;
+pub use cached_attention::cached_attention;
 pub use conv2d::{Conv2dOptions, conv2d};
 pub use cross_entropy::softmax_cross_entropy;
 pub use gelu::gelu;
@@ -26,6 +30,8 @@ pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use nearest_code::nearest_code;
+pub use packed::{PackedMatrix, WeightPrecision, packed_linear, packed_linears};
+pub use pool::on_pool;
 pub use squares::sum_of_squares;
 
 /// The instruction set that the CPU bodies use on this machine: `AVX-512`, `AVX2`, or `base` for that of the build.
@@ -43,6 +49,7 @@ pub fn instructions() -> &'static str {
 /// benchmarks.
 pub mod portable {
     pub use crate::attention::portable as attention;
+    pub use crate::cached_attention::portable as cached_attention;
     pub use crate::conv2d::portable as conv2d;
     pub use crate::cross_entropy::portable as softmax_cross_entropy;
     pub use crate::gelu::portable as gelu;
@@ -50,4 +57,5 @@ pub mod portable {
     pub use crate::layer_norm::portable as layer_norm;
     pub use crate::linear::portable as linear;
     pub use crate::nearest_code::portable as nearest_code;
+    pub use crate::packed::portable as packed_linear;
 }

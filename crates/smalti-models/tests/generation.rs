@@ -10,6 +10,7 @@ use smalti_models::sampling::{GuidanceSchedule, Schedule};
 use smalti_models::{
     Condition, ConditionConfig, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known, Request, Sampling,
 };
+use smalti_nn::dense::{Pack, WeightPrecision};
 
 const LENGTH: usize = 12;
 const CODES: usize = 24;
@@ -131,6 +132,45 @@ fn an_image_does_not_depend_on_its_batch() {
         let reversed: Vec<_> = batch.into_iter().rev().collect();
         assert!(generate(&model, reversed, &sampling).iter().eq(together.iter().rev()));
         assert_ne!(together[0], together[1], "seeds differ");
+    }
+}
+
+#[test]
+fn nor_do_images_of_packed_weights() {
+    for (config, condition) in all() {
+        let model = model(&config);
+        let sampling = Sampling { top_k: Some(20), ..Default::default() };
+        let batch: Vec<_> = (0..9).map(|seed| image(&condition, seed, None)).collect();
+        let exact = generate(&model, batch.clone(), &sampling);
+        for precision in WeightPrecision::ALL {
+            let packed = model.pack(precision);
+            let together = generate(&packed, batch.clone(), &sampling);
+            for (i, request) in batch.iter().enumerate() {
+                assert_eq!(generate(&packed, vec![request.clone()], &sampling)[0], together[i], "{precision} {i}");
+            }
+            assert!(precision != WeightPrecision::F32 || together == exact, "{config:?}");
+            // Generating does not unpack the weights.
+            assert!(packed.clone().dense_layers().iter().all(|layer| layer.packed().is_some()));
+        }
+    }
+}
+
+#[test]
+fn a_known_beginning_is_the_same_at_once_and_token_by_token() {
+    let known =
+        |n: usize| Known { codes: (3..LENGTH as u32 + 3).collect(), keep: (0..LENGTH).map(|i| i < n).collect() };
+    for (config, condition) in all() {
+        let model = model(&config);
+        let sampling = Sampling::default();
+        // Beside an image of which nothing is known, each token is fed by itself.
+        let with = |n: usize| image(&condition, 7, Some(known(n)));
+        let beside = generate(&model, vec![with(8), image(&condition, 1, None)], &sampling);
+        assert_eq!(generate(&model, vec![with(8)], &sampling)[0], beside[0], "{config:?}");
+        // Gaps and an unknown beginning.
+        let gaps = Known { keep: (0..LENGTH).map(|i| i % 5 != 0).collect(), ..known(0) };
+        let gaps = image(&condition, 7, Some(gaps));
+        let beside = generate(&model, vec![gaps.clone(), image(&condition, 1, None)], &sampling);
+        assert_eq!(generate(&model, vec![gaps], &sampling)[0], beside[0], "{config:?}");
     }
 }
 

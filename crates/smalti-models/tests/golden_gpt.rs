@@ -12,6 +12,7 @@ use smalti_models::checkpoint::{Stored, Values, load_from};
 use smalti_models::generators::{Gpt, GptConfig};
 use smalti_models::sampling::{Sampling, filter};
 use smalti_models::{Condition, ConditionConfig, Generator, ImageRequest, Known, Request};
+use smalti_nn::dense::{Pack, WeightPrecision};
 use std::collections::BTreeMap;
 
 const CASE: &str = "gpt/net2net-class";
@@ -104,6 +105,30 @@ fn logits_loss_and_gradients() {
     let positions = model.positions.table.grad(&gradients).unwrap();
     let unused = Tensor::zeros([20 - LENGTH, 32], &Device::flex());
     io.check("grad.transformer.pos_emb", Tensor::cat(vec![positions, unused], 0), 1e-4, 1e-3);
+}
+
+/// The largest and the mean difference to the reference logits.
+fn differences(io: &Case, model: &Gpt) -> [f32; 2] {
+    let logits = model.logits(io.ids::<2>("c_indices"), io.ids::<2>("z_indices"));
+    let logits = logits.into_data().try_to_vec::<f32>().unwrap();
+    let differences: Vec<f32> = logits.iter().zip(io.floats("logits")).map(|(a, b)| (a - b).abs()).collect();
+    [differences.iter().copied().fold(0.0, f32::max), differences.iter().sum::<f32>() / differences.len() as f32]
+}
+
+#[test]
+fn packed_weights() {
+    let io = Case::open(CASE, "io");
+    let model = model(&Device::flex());
+    let logits = io.floats("logits");
+    let size = (logits.iter().map(|logit| logit * logit).sum::<f32>() / logits.len() as f32).sqrt();
+    // int8: a step is the largest of 32 normal weights by 127, so that rounding adds about 0.5 % of noise to each matrix;
+    // nine matrices in a row make it about 1 % of the logits. bf16 rounds four times finer.
+    for (precision, largest, mean) in
+        [(WeightPrecision::F32, 1e-5, 1e-5), (WeightPrecision::Bf16, 0.025, 0.005), (WeightPrecision::Int8, 0.1, 0.02)]
+    {
+        let found = differences(&io, &model.pack(precision));
+        assert!(found[0] <= largest * size && found[1] <= mean * size, "{precision}: {found:?}, logits {size}");
+    }
 }
 
 fn greedy(io: &Case, known: impl Fn(usize) -> Option<Known>) -> Vec<i64> {

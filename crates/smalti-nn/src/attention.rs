@@ -6,6 +6,7 @@ use crate::init::Init;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
+use smalti_kernels::packed_linears;
 
 /// Which tokens a token can see.
 #[derive(Clone, Debug)]
@@ -22,20 +23,13 @@ pub enum Visible {
 impl Visible {
     /// The past, and for the first `prefix` of `n` tokens the whole prefix.
     pub fn past_and_prefix(n: usize, prefix: usize, device: &Device) -> Self {
-        if prefix <= 1 { Self::Past } else { Self::Except(hidden(0, n, n, prefix, device)) }
+        if prefix <= 1 {
+            return Self::Past;
+        }
+        let query_and_key = (0..n * n).map(|i| (i / n, i % n));
+        let hidden: Vec<bool> = query_and_key.map(|(q, k)| k > q && (q >= prefix || k >= prefix)).collect();
+        Self::Except(Tensor::from_data(TensorData::new(hidden, [1, 1, n, n]), device))
     }
-
-    /// The same for `n` new tokens that are about to be appended to a cache of `seen` tokens and room for `capacity`.
-    pub fn cached(seen: usize, n: usize, capacity: usize, prefix: usize, device: &Device) -> Self {
-        Self::Except(hidden(seen, n, capacity, prefix, device))
-    }
-}
-
-/// True where query `first + q` does not see key `k`.
-fn hidden(first: usize, queries: usize, keys: usize, prefix: usize, device: &Device) -> Tensor<4, Bool> {
-    let query_and_key = (0..queries * keys).map(|i| (first + i / keys, i % keys));
-    let hidden: Vec<bool> = query_and_key.map(|(q, k)| k > q && (q >= prefix || k >= prefix)).collect();
-    Tensor::from_data(TensorData::new(hidden, [1, 1, queries, keys]), device)
 }
 
 /// Self-attention with separate projections for queries, keys, values and the output, all with biases.
@@ -63,20 +57,12 @@ impl SelfAttention {
         Self { query: dense(), key: dense(), value: dense(), output: dense(), dropout, heads }
     }
 
-    /// Mixes the tokens. With a cache they are appended to those it has seen, and `visible` is about all of its places.
+    /// Mixes the tokens.
     ///
     /// # Shapes
     /// `[b, n, d]` to the same.
-    pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible, cache: Option<&mut KeyValueCache>) -> Tensor<3> {
-        let [b, n, d] = x_bnd.dims();
-        let split = |x: Tensor<3>| x.reshape([b, n, self.heads, d / self.heads]).swap_dims(1, 2);
-        let q = split(self.query.forward(x_bnd.clone()));
-        let k = split(self.key.forward(x_bnd.clone()));
-        let v = split(self.value.forward(x_bnd));
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v),
-            None => (k, v),
-        };
+    pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible) -> Tensor<3> {
+        let [q, k, v] = self.project(x_bnd);
         let mixed_bhnd = if self.drops(&q) {
             self.attend_with_dropout(q, k, v, visible)
         } else {
@@ -86,7 +72,35 @@ impl SelfAttention {
                 Visible::Except(hidden) => smalti_kernels::attention(q, k, v, false, Some(hidden.clone())),
             }
         };
-        self.output.forward(mixed_bhnd.swap_dims(1, 2).reshape([b, n, d]))
+        self.merge(mixed_bhnd)
+    }
+
+    /// Mixes tokens that come after those of a cache, to which they are added; see [`KeyValueCache::attend`].
+    ///
+    /// # Shapes
+    /// `[b, n, d]` to the same.
+    pub fn decode(&self, x_bnd: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
+        let [q, k, v] = self.project(x_bnd);
+        self.merge(cache.attend(q, k, v))
+    }
+
+    /// Queries, keys and values, `[b, h, n, d / h]` each.
+    fn project(&self, x_bnd: Tensor<3>) -> [Tensor<4>; 3] {
+        let [b, n, d] = x_bnd.dims();
+        let layers = [&self.query, &self.key, &self.value];
+        let projected = match layers.map(Dense::packed) {
+            [Some(query), Some(key), Some(value)] => {
+                let [q, k, v] = layers.map(Dense::bias_value);
+                packed_linears(x_bnd, [(query, q), (key, k), (value, v)])
+            }
+            _ => layers.map(|layer| layer.forward(x_bnd.clone())),
+        };
+        projected.map(|x| x.reshape([b, n, self.heads, d / self.heads]).swap_dims(1, 2))
+    }
+
+    fn merge(&self, mixed_bhnd: Tensor<4>) -> Tensor<3> {
+        let [b, h, n, d] = mixed_bhnd.dims();
+        self.output.forward(mixed_bhnd.swap_dims(1, 2).reshape([b, n, h * d]))
     }
 
     fn drops(&self, x: &Tensor<4>) -> bool {
@@ -134,8 +148,8 @@ mod tests {
         let x = input(2, 5, 16);
         let prefix = Visible::past_and_prefix(5, 3, &Device::flex());
         for visible in [Visible::All, Visible::Past, prefix] {
-            let fused = plain.forward(x.clone(), &visible, None);
-            let composed = dropping.forward(x.clone().autodiff(), &visible, None).inner();
+            let fused = plain.forward(x.clone(), &visible);
+            let composed = dropping.forward(x.clone().autodiff(), &visible).inner();
             assert!(difference(fused, composed) < 1e-5, "{visible:?}");
         }
     }
@@ -144,15 +158,17 @@ mod tests {
     fn a_cache_changes_nothing() {
         let layer = SelfAttention::new(16, 2, 0.0, Init::Normal(0.3), &Device::flex());
         let x = input(2, 6, 16);
-        let whole = layer.forward(x.clone(), &Visible::Past, None);
-        let mut cache = KeyValueCache::new(8);
-        let mut parts = Vec::new();
-        for (first, n) in [(0, 3), (3, 1), (4, 2)] {
-            let visible = Visible::cached(first, n, 8, 0, &Device::flex());
-            parts.push(layer.forward(x.clone().narrow(1, first, n), &visible, Some(&mut cache)));
+        for (prefix, groups) in [(0, vec![3, 1, 2]), (0, vec![1; 6]), (3, vec![3, 1, 1, 1]), (3, vec![5, 1])] {
+            let whole = layer.forward(x.clone(), &Visible::past_and_prefix(6, prefix, &Device::flex()));
+            let mut cache = KeyValueCache::new(8, prefix);
+            let parts = groups.into_iter().map(|n| {
+                let new = x.clone().narrow(1, cache.length(), n);
+                layer.decode(new, &mut cache)
+            });
+            let parts = Tensor::cat(parts.collect(), 1);
+            assert!(difference(whole, parts) < 1e-5);
+            assert_eq!(cache.length(), 6);
         }
-        assert_eq!(cache.length(), 6);
-        assert!(difference(whole, Tensor::cat(parts, 1)) < 1e-5);
     }
 
     #[test]

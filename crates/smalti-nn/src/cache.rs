@@ -1,6 +1,7 @@
 //! Keys and values of the tokens that a causal model has seen.
 
 use burn::tensor::Tensor;
+use smalti_kernels::cached_attention;
 
 /// The keys and values of one layer, in memory taken once for the longest sequence.
 #[derive(Debug)]
@@ -9,12 +10,14 @@ pub struct KeyValueCache {
     values: Option<Tensor<4>>,
     length: usize,
     capacity: usize,
+    prefix: usize,
 }
 
 impl KeyValueCache {
-    /// An empty cache for at most `capacity` tokens. Memory is taken at the first [`Self::append`].
-    pub fn new(capacity: usize) -> Self {
-        Self { keys: None, values: None, length: 0, capacity }
+    /// An empty cache for at most `capacity` tokens, the first `prefix` of which see each other in both directions.
+    /// Memory is taken at the first [`Self::attend`].
+    pub fn new(capacity: usize, prefix: usize) -> Self {
+        Self { keys: None, values: None, length: 0, capacity, prefix }
     }
 
     /// Tokens seen.
@@ -27,19 +30,20 @@ impl KeyValueCache {
         self.capacity
     }
 
-    /// Adds new tokens and returns all of the memory; see [`crate::attention::Visible::cached`] for what hides the rest.
-    ///
-    /// The whole memory is one block that backends read without copying, in the same shape at each step.
+    /// Adds new tokens, and mixes for each of them the values of those that it sees: itself, all before it, and in the
+    /// prefix the whole prefix. A prefix must be added whole. How tokens are grouped into calls changes nothing.
     ///
     /// # Shapes
-    /// `[b, h, new, d]` each to `[b, h, capacity, d]`. The capacity must not be exceeded.
-    pub fn append(&mut self, keys_bhnd: Tensor<4>, values_bhnd: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let new = keys_bhnd.dims()[2];
-        let keys = write(self.keys.take(), keys_bhnd, self.length, self.capacity);
-        let values = write(self.values.take(), values_bhnd, self.length, self.capacity);
+    /// `[b, h, new, d]` each to the same. The capacity must not be exceeded.
+    pub fn attend(&mut self, q_bhnd: Tensor<4>, keys_bhnd: Tensor<4>, values_bhnd: Tensor<4>) -> Tensor<4> {
+        let (first, new) = (self.length, keys_bhnd.dims()[2]);
+        let keys = write(self.keys.take(), keys_bhnd, first, self.capacity);
+        let values = write(self.values.take(), values_bhnd, first, self.capacity);
         self.length += new;
+        let prefix = self.prefix.min(self.length);
+        let visible: Vec<usize> = (first + 1..=self.length).map(|place| place.max(prefix)).collect();
         (self.keys, self.values) = (Some(keys.clone()), Some(values.clone()));
-        (keys, values)
+        cached_attention(q_bhnd, keys, values, &visible)
     }
 }
 

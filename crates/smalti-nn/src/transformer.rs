@@ -2,7 +2,7 @@
 
 use crate::attention::{SelfAttention, Visible};
 use crate::cache::KeyValueCache;
-use crate::dense::{Dense, TokenNorm};
+use crate::dense::{Dense, Pack, TokenNorm};
 use crate::init::Init;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
@@ -118,21 +118,40 @@ impl Block {
     /// Mixes the tokens, then changes each by itself.
     ///
     /// # Shapes
-    /// `[b, n, d]` to the same. See [`SelfAttention::forward`] for the cache.
-    pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible, cache: Option<&mut KeyValueCache>) -> Tensor<3> {
+    /// `[b, n, d]` to the same.
+    pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible) -> Tensor<3> {
+        self.around(x_bnd, |x_bnd| self.attention.forward(x_bnd, visible))
+    }
+
+    /// The same for tokens that come after those of a cache; see [`SelfAttention::decode`].
+    ///
+    /// # Shapes
+    /// `[b, n, d]` to the same.
+    pub fn decode(&self, x_bnd: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
+        self.around(x_bnd, |x_bnd| self.attention.decode(x_bnd, cache))
+    }
+
+    fn around(&self, x_bnd: Tensor<3>, mix: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
         match self.norm {
             NormPlacement::Before => {
-                let mixed = self.attention.forward(self.attention_norm.forward(x_bnd.clone()), visible, cache);
+                let mixed = mix(self.attention_norm.forward(x_bnd.clone()));
                 let x = x_bnd + self.dropout.forward(mixed);
                 let changed = self.mlp.forward(self.mlp_norm.forward(x.clone()));
                 x + self.dropout.forward(changed)
             }
             NormPlacement::After => {
-                let mixed = self.attention.forward(x_bnd.clone(), visible, cache);
+                let mixed = mix(x_bnd.clone());
                 let x = self.attention_norm.forward(self.dropout.forward(mixed) + x_bnd);
                 let changed = self.mlp.forward(x.clone());
                 self.mlp_norm.forward(self.dropout.forward(changed) + x)
             }
         }
+    }
+}
+
+impl Pack for Block {
+    fn dense_layers(&mut self) -> Vec<&mut Dense> {
+        let SelfAttention { query, key, value, output, .. } = &mut self.attention;
+        vec![query, key, value, output, &mut self.mlp.expand, &mut self.mlp.contract]
     }
 }

@@ -4,7 +4,7 @@ use crate::generate::generate;
 use crate::model::{ModelPlan, Wish};
 use crate::output::Output;
 use crate::pixels;
-use crate::{SamplingArgs, Settings};
+use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Progress, Result, device, files};
 use smalti_data::Image;
@@ -12,6 +12,7 @@ use smalti_data::image::{Limits, Mask, decode_mask, save_png};
 use smalti_data::transforms::{Filter, resize};
 use smalti_models::sampling::Sampling;
 use smalti_models::{Codes, Condition, ImageRequest, Known, Request, Tokenizer};
+use smalti_nn::dense::WeightPrecision;
 use std::path::PathBuf;
 
 const BACKGROUND: [u8; 3] = [255; 3];
@@ -36,6 +37,9 @@ pub struct EditArgs {
     /// The .png file to write
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
+    /// How the generator's weights are kept.
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -60,6 +64,9 @@ pub struct EditPlan {
     pub seed: u64,
     /// Where to compute.
     pub device: String,
+    /// How the generator's weights are kept.
+    #[serde(serialize_with = "crate::weights::name")]
+    pub weights: WeightPrecision,
     /// The file to write.
     pub out: PathBuf,
     /// How tokens are drawn.
@@ -96,6 +103,7 @@ pub struct EditOutcome {
 pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     let out = Output::file(&args.out)?;
     let device = settings.device_name()?;
+    let weights = args.weights.resolve(&device)?;
     let model = ModelPlan::find(args.model.as_deref())?;
     model.must_generate()?;
     let Layout::Grid { h, w } = model.tokens.layout else {
@@ -130,6 +138,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         class: args.class.clone(),
         seed: settings.seed(),
         device,
+        weights,
         out,
         sampling,
         model,
@@ -149,7 +158,7 @@ pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     plan.model.remark(&plan.condition).iter().for_each(|line| progress.say(line));
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
-    let generator = plan.model.open_generator(&device)?;
+    let generator = plan.model.open_generator(&device, plan.weights)?;
     let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::Bicubic)?;
     let Codes::Discrete(codes) = tokenizer.encode(pixels::upload(&[small], &device)) else {
         return Err(Error::unsupported("editing with continuous tokens", "use a model of discrete tokens"));
@@ -187,6 +196,7 @@ fn parameters(plan: &EditPlan) -> serde_json::Value {
         "image": plan.image,
         "mask": plan.mask,
         "tokens_made": plan.tokens.0,
+        "weights": plan.weights.name(),
         "sampling": plan.sampling,
         "model": plan.model.provenance(),
     })

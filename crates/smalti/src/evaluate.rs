@@ -1,18 +1,20 @@
 //! `evaluate`: numbers of a model on images.
 
-use crate::Settings;
 use crate::model::ModelPlan;
 use crate::pixels;
 use crate::source::{Images, SourceArgs};
+use crate::weights::{Differences, WeightsEffect};
+use crate::{Settings, WeightsArgs};
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenSpec, device};
 use smalti_data::loader::Skipped;
 use smalti_data::{ImageBatch, TextTokenizer};
 use smalti_eval::Scores;
-use smalti_models::generators::{ConditionConfig, GeneratorModel};
+use smalti_models::generators::{ConditionConfig, GeneratorModel, Predictions};
 use smalti_models::quantizers::usage::Usage;
-use smalti_models::{Codes, Condition, Tokenizer};
+use smalti_models::{Codes, Condition, Generator, Tokenizer};
+use smalti_nn::dense::{Pack, WeightPrecision};
 use std::path::PathBuf;
 
 /// What `evaluate` is told.
@@ -28,6 +30,9 @@ pub struct EvaluateArgs {
     /// Images that are computed at the same time
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub batch: usize,
+    /// How the generator's weights are kept: a reduced precision is compared with f32.
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     /// Which images.
     #[command(flatten)]
     pub images: SourceArgs,
@@ -40,6 +45,9 @@ pub struct EvaluatePlan {
     pub batch: usize,
     /// Where to compute.
     pub device: String,
+    /// How the generator's weights are kept, beside `f32`.
+    #[serde(serialize_with = "crate::weights::name")]
+    pub weights: WeightPrecision,
     /// The images.
     pub data: Images,
     /// The model.
@@ -59,6 +67,8 @@ pub struct EvaluateOutcome {
     pub tokenizer: TokenizerNumbers,
     /// How well the generator predicts the images' tokens, if the model has one.
     pub generator: Option<GeneratorNumbers>,
+    /// What reduced weights do to the generator, if they were asked for.
+    pub weights: Option<WeightsEffect>,
 }
 
 /// Numbers of a tokenizer.
@@ -98,12 +108,17 @@ impl GeneratorNumbers {
 /// Resolves and checks everything; reads no weight and no image.
 ///
 /// # Errors
-/// A model that is missing or does not fit, a source that is none, or an unknown device.
+/// A model that is missing or does not fit, a source that is none, an unknown device, or reduced weights where they cannot be.
 pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
     let model = ModelPlan::find(Some(&args.model))?;
     let classes = (!model.manifest.classes.is_empty()).then_some(model.manifest.classes.as_slice());
     let data = Images::open(args.images.config(&args.data, model.tokens.image_size)?, classes)?;
-    Ok(EvaluatePlan { batch: args.batch.max(1), device: settings.device_name()?, data, model })
+    let device = settings.device_name()?;
+    let weights = args.weights.resolve(&device)?;
+    if weights != WeightPrecision::F32 {
+        model.must_generate()?;
+    }
+    Ok(EvaluatePlan { batch: args.batch.max(1), device, weights, data, model })
 }
 
 /// Computes the numbers.
@@ -113,7 +128,7 @@ pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
 pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutcome> {
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
-    let mut judge = plan.model.has_generator().then(|| Judge::open(&plan.model, &device)).transpose()?;
+    let mut judge = plan.model.has_generator().then(|| Judge::open(plan, &device)).transpose()?;
     let mut usage = Usage::new(plan.model.tokens.vocabulary);
     let mut scores = Vec::new();
     let skipped = plan.data.each_batch("evaluating", 0, plan.batch, progress, |batch, _| {
@@ -140,39 +155,81 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
             perplexity: usage.perplexity(),
             vocabulary: plan.model.tokens.vocabulary,
         },
-        generator: judge.map(|judge| GeneratorNumbers::of(judge.nats / judge.images as f64, &plan.model.tokens)),
+        generator: judge.as_ref().map(|judge| GeneratorNumbers::of(judge.exact.mean(), &plan.model.tokens)),
+        weights: judge.and_then(Judge::effect),
     })
 }
 
-/// Sums a generator's loss over images.
-struct Judge {
+/// A generator and its summed loss.
+struct Judged {
     generator: GeneratorModel,
-    condition: ConditionConfig,
-    text: Option<TextTokenizer>,
     images: u64,
     nats: f64,
 }
 
+impl Judged {
+    fn new(generator: GeneratorModel) -> Self {
+        Self { generator, images: 0, nats: 0.0 }
+    }
+
+    fn add(&mut self, codes: Tensor<2, Int>, conditions: &[Condition]) -> Result<Predictions> {
+        let predictions = self.generator.predictions(codes, conditions, self.images)?;
+        let nats = predictions.loss().nats_per_token.into_data().convert::<f32>().try_into_vec::<f32>();
+        let nats = nats.map_err(|error| Error::invalid("generator loss", format!("{error:?}")))?;
+        self.nats += f64::from(nats.first().copied().unwrap_or(f32::NAN)) * conditions.len() as f64;
+        self.images += conditions.len() as u64;
+        Ok(predictions)
+    }
+
+    fn mean(&self) -> f64 {
+        self.nats / self.images as f64
+    }
+}
+
+/// Sums a generator's loss over images, and what reduced weights change.
+struct Judge {
+    exact: Judged,
+    reduced: Option<(Judged, Differences, WeightPrecision)>,
+    condition: ConditionConfig,
+    text: Option<TextTokenizer>,
+}
+
 impl Judge {
-    fn open(model: &ModelPlan, device: &burn::tensor::Device) -> Result<Self> {
+    fn open(plan: &EvaluatePlan, device: &burn::tensor::Device) -> Result<Self> {
+        let EvaluatePlan { model, weights, .. } = plan;
         let text =
             matches!(model.condition, ConditionConfig::Text { .. }).then(|| model.text_tokenizer()).transpose()?;
-        let (generator, condition) = (model.open_generator(device)?, model.condition.clone());
-        Ok(Self { generator, condition, text, images: 0, nats: 0.0 })
+        let open = |weights| model.open_generator(device, weights).map(Judged::new);
+        let reduced = match weights {
+            WeightPrecision::F32 => None,
+            weights => Some((open(*weights)?, Differences::default(), *weights)),
+        };
+        Ok(Self { exact: open(WeightPrecision::F32)?, reduced, condition: model.condition.clone(), text })
     }
 
     fn add(&mut self, codes: Tensor<2, Int>, batch: &ImageBatch) -> Result<()> {
         let conditions = (0..batch.len()).map(|i| self.condition(batch, i)).collect::<Result<Vec<_>>>()?;
-        let loss = self.generator.validation_loss(codes, &conditions, self.images)?;
-        let nats: Vec<f32> = loss
-            .nats_per_token
-            .into_data()
-            .convert::<f32>()
-            .try_into_vec()
-            .map_err(|error| Error::invalid("generator loss", format!("{error:?}")))?;
-        self.nats += f64::from(nats.first().copied().unwrap_or(f32::NAN)) * batch.len() as f64;
-        self.images += batch.len() as u64;
+        let exact = self.exact.add(codes.clone(), &conditions)?;
+        if let Some((reduced, differences, _)) = &mut self.reduced {
+            let vocabulary = reduced.generator.spec().vocabulary;
+            differences.add(exact, reduced.add(codes, &conditions)?, vocabulary)?;
+        }
         Ok(())
+    }
+
+    fn effect(mut self) -> Option<WeightsEffect> {
+        let (mut reduced, differences, weights) = self.reduced?;
+        let [logit_difference_mean, logit_difference_max, changed_argmax] = differences.summary();
+        Some(WeightsEffect {
+            weights,
+            bytes: reduced.generator.packed_bytes(),
+            bytes_f32: self.exact.generator.packed_bytes(),
+            bits_per_token: reduced.mean() / std::f64::consts::LN_2,
+            bits_per_token_f32: self.exact.mean() / std::f64::consts::LN_2,
+            logit_difference_mean,
+            logit_difference_max,
+            changed_argmax,
+        })
     }
 
     /// What the data set says of an image, if the generator understands it.

@@ -3,12 +3,13 @@
 use crate::model::{ModelPlan, Wish};
 use crate::output::Output;
 use crate::pixels;
-use crate::{SamplingArgs, Settings};
+use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
 use smalti_models::sampling::Sampling;
 use smalti_models::{Codes, Condition, Generator, ImageRequest, Request, Tokenizer};
+use smalti_nn::dense::WeightPrecision;
 use std::path::{Path, PathBuf};
 
 /// Most pictures that are asked for at once.
@@ -40,6 +41,9 @@ pub struct GenerateArgs {
     /// Pictures that are made at the same time; does not change them
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
+    /// How the generator's weights are kept.
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -62,6 +66,9 @@ pub struct GeneratePlan {
     pub scale: usize,
     /// Where to compute.
     pub device: String,
+    /// How the generator's weights are kept.
+    #[serde(serialize_with = "crate::weights::name")]
+    pub weights: WeightPrecision,
     /// Where the pictures go.
     pub out: Output,
     /// How tokens are drawn.
@@ -100,6 +107,7 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
     }
     let out = Output::of(&args.out)?;
     let device = settings.device_name()?;
+    let weights = args.weights.resolve(&device)?;
     let model = ModelPlan::find(args.model.as_deref())?;
     model.must_generate()?;
     let condition = model.condition(Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref() })?;
@@ -116,6 +124,7 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         batch: args.batch.min(args.count),
         scale: args.scale,
         device,
+        weights,
         out,
         sampling,
         model,
@@ -132,7 +141,7 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
     plan.model.remark(&plan.condition).iter().for_each(|line| progress.say(line));
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
-    let generator = plan.model.open_generator(&device)?;
+    let generator = plan.model.open_generator(&device, plan.weights)?;
     let seeds: Vec<u64> = (0..plan.count as u64).map(|i| plan.seed.wrapping_add(i)).collect();
     let (mut files, mut images) = (Vec::new(), Vec::new());
     let batches = seeds.len().div_ceil(plan.batch);
@@ -203,6 +212,7 @@ fn parameters(plan: &GeneratePlan, seed: u64, count: usize) -> serde_json::Value
         "class": plan.class,
         "seed": seed,
         "count": count,
+        "weights": plan.weights.name(),
         "sampling": plan.sampling,
         "model": plan.model.provenance(),
     })

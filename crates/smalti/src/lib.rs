@@ -19,6 +19,7 @@ pub mod source;
 pub mod systems;
 pub mod tokenize;
 pub mod train;
+pub mod weights;
 
 pub use sampling::SamplingArgs;
 pub use settings::Settings;
@@ -29,3 +30,4 @@ pub use smalti_eval as eval;
 pub use smalti_models as models;
 pub use smalti_nn as nn;
 pub use smalti_train as training;
+pub use weights::WeightsArgs;

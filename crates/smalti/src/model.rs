@@ -4,10 +4,11 @@ use burn::tensor::Device;
 use serde::Serialize;
 use smalti_base::{Error, Result, TokenSpec};
 use smalti_data::TextTokenizer;
-use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_weights};
+use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_packed, read_weights};
 use smalti_models::generators::{ConditionConfig, GeneratorConfig, GeneratorModel};
 use smalti_models::tokenizers::{TokenizerConfig, TokenizerModel};
 use smalti_models::{Condition, sampling::Sampling};
+use smalti_nn::dense::WeightPrecision;
 use std::path::{Path, PathBuf};
 
 /// The environment variable that names the model to use when none is given.
@@ -146,14 +147,19 @@ impl ModelPlan {
         read_weights(&self.paths(), Part::Tokenizer, self.tokenizer.init(device)?)
     }
 
-    /// The generator with its weights.
+    /// The generator with its weights, for inference. On the CPU its matrices are packed while they are read.
     ///
     /// # Errors
-    /// As [`ModelPlan::must_generate`] and [`read_weights`].
-    pub fn open_generator(&self, device: &Device) -> Result<GeneratorModel> {
+    /// As [`ModelPlan::must_generate`] and [`read_weights`]; [`Error::Unsupported`] for reduced weights on another device.
+    pub fn open_generator(&self, device: &Device, weights: WeightPrecision) -> Result<GeneratorModel> {
         self.must_generate()?;
         let config: GeneratorConfig = read_config(&self.paths(), Part::Generator)?;
-        read_weights(&self.paths(), Part::Generator, config.init(device)?)
+        let model = config.init(device)?;
+        match (*device == Device::flex(), weights) {
+            (true, _) => read_packed(&self.paths(), Part::Generator, model, weights),
+            (false, WeightPrecision::F32) => read_weights(&self.paths(), Part::Generator, model),
+            (false, _) => Err(Error::unsupported(format!("{weights} weights on this device"), "use the CPU")),
+        }
     }
 
     /// The text tokenizer.

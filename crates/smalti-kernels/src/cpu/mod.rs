@@ -3,6 +3,7 @@
 pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod buffer;
+pub(crate) mod cached_attention;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
 pub(crate) mod gelu;
@@ -11,6 +12,7 @@ pub(crate) mod group_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod nearest_code;
+pub(crate) mod packed;
 pub(crate) mod simd;
 pub(crate) mod squares;
 

@@ -9,11 +9,13 @@
 //! ```
 //! A part may be absent: a tokenizer alone is a bundle.
 
+use super::packed::load_packed;
 use super::weights::{Precision, load_module, parameter_map, save_module};
 use crate::sampling::Sampling;
 use burn::module::Module;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use smalti_base::{Error, Result, config, files};
+use smalti_nn::dense::{Pack, WeightPrecision};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -266,4 +268,12 @@ pub fn read_config<C: DeserializeOwned>(bundle: &BundlePaths, part: Part) -> Res
 /// As [`load_module`].
 pub fn read_weights<M: Module>(bundle: &BundlePaths, part: Part, module: M) -> Result<M> {
     load_module(module, &bundle.weights(part))
+}
+
+/// [`read_weights`] for inference on the CPU, with packed dense layers.
+///
+/// # Errors
+/// As [`load_packed`].
+pub fn read_packed<M: Pack>(bundle: &BundlePaths, part: Part, module: M, precision: WeightPrecision) -> Result<M> {
+    load_packed(module, &bundle.weights(part), precision)
 }

@@ -4,11 +4,13 @@
 //! a usable model, [`rules`] turn official checkpoints into ours.
 
 pub mod bundle;
+pub mod packed;
 pub mod rules;
 pub mod tensors;
 pub mod weights;
 
-pub use bundle::{BundlePaths, Manifest, Part, PartFacts, read_config, read_weights, write_part};
+pub use bundle::{BundlePaths, Manifest, Part, PartFacts, read_config, read_packed, read_weights, write_part};
+pub use packed::load_packed;
 pub use rules::{Plan, Rules};
 pub use tensors::{Source, Stored, Values, WeightsFile, read_tensors, write_tensors};
 pub use weights::{Entry, Kind, Precision, Report, load_from, load_module, parameter_map, save_module};

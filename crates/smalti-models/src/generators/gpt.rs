@@ -4,7 +4,8 @@
 //! (arXiv 2406.06525): the condition's tokens come first, and the last of them predicts the first image token.
 
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, Size, check_batch, request::upload,
+    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, check_batch,
+    request::upload,
 };
 use crate::Codes;
 use crate::sampling::{Draws, Sampling, Seeded, filter, guide, to_host};
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Result, TokenSpec, rng::Stream};
 use smalti_nn::attention::Visible;
 use smalti_nn::cache::KeyValueCache;
-use smalti_nn::dense::{Dense, TokenEmbedding, TokenNorm};
+use smalti_nn::dense::{Dense, Pack, TokenEmbedding, TokenNorm};
 use smalti_nn::init::Init;
 use smalti_nn::positions::LearnedPositions;
 use smalti_nn::transformer::{Activation, Block, BlockConfig, NormPlacement};
@@ -144,7 +145,7 @@ impl Gpt {
         };
         x = self.dropout.forward(self.positions.forward(x, 0));
         for block in &self.blocks {
-            x = block.forward(x, &visible, None);
+            x = block.forward(x, &visible);
         }
         self.head.forward(self.norm.forward(x.narrow(1, prefix - 1, length)))
     }
@@ -155,7 +156,15 @@ impl Gpt {
     /// [`smalti_base::Error::Invalid`] if shapes or conditions do not fit.
     pub fn loss(&self, codes: Tensor<2, Int>, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
         let dropout = (self.config.condition_dropout, stream);
-        self.cross_entropy(codes, conditions, Some(dropout))
+        Ok(self.predict(codes, conditions, Some(dropout))?.loss())
+    }
+
+    /// See [`super::GeneratorModel::predictions`].
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn predictions(&self, codes: Tensor<2, Int>, conditions: &[Condition]) -> Result<Predictions> {
+        self.predict(codes, conditions, None)
     }
 
     /// See [`super::GeneratorModel::validation_loss`].
@@ -163,20 +172,19 @@ impl Gpt {
     /// # Errors
     /// As [`Self::loss`].
     pub fn validation_loss(&self, codes: Tensor<2, Int>, conditions: &[Condition]) -> Result<GeneratorLoss> {
-        self.cross_entropy(codes, conditions, None)
+        Ok(self.predictions(codes, conditions)?.loss())
     }
 
-    fn cross_entropy(
+    fn predict(
         &self,
         codes: Tensor<2, Int>,
         conditions: &[Condition],
         dropout: Option<(f32, &mut Stream)>,
-    ) -> Result<GeneratorLoss> {
+    ) -> Result<Predictions> {
         check_batch(&codes, conditions, &self.config.tokens)?;
         let condition_ids = self.config.condition.batch(conditions, dropout, &codes.device())?;
-        let logits_blv = self.logits(condition_ids, codes.clone());
-        let loss = smalti_kernels::softmax_cross_entropy(logits_blv.flatten(0, 1), codes.flatten(0, 1), None, 0.0);
-        Ok(GeneratorLoss { nats_per_token: loss.clone().detach(), loss })
+        let logits = self.logits(condition_ids, codes.clone()).flatten(0, 1);
+        Ok(Predictions { logits, targets: codes.flatten(0, 1), weights: None })
     }
 
     /// [`Generator::start`] with random draws from elsewhere.
@@ -186,19 +194,28 @@ impl Gpt {
     pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<GptGeneration> {
         let GptConfig { tokens, condition, condition_dropout, .. } = &self.config;
         let known = request.check(tokens, condition, *condition_dropout)?;
-        let model = self.valid();
-        let device = model.head.weight.val().device();
+        // A packed model is for inference already, and would be unpacked by `valid`.
+        let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
+        let device = model.norm.gamma.val().device();
+        let prefix = if self.config.visible_prefix { condition.length() } else { 0 };
         Ok(GptGeneration {
             condition_rows: request.condition_rows(condition, &device)?,
-            caches: (0..self.config.depth).map(|_| KeyValueCache::new(self.config.places())).collect(),
+            caches: (0..self.config.depth).map(|_| KeyValueCache::new(self.config.places(), prefix)).collect(),
             codes: vec![vec![0; tokens.length()]; known.len()],
             sampling: request.sampling.clone(),
             model,
             device,
             known,
             draws,
+            fed: 0,
             done: 0,
         })
+    }
+}
+
+impl Pack for Gpt {
+    fn dense_layers(&mut self) -> Vec<&mut Dense> {
+        self.blocks.iter_mut().flat_map(Pack::dense_layers).chain([&mut self.head]).collect()
     }
 }
 
@@ -213,7 +230,8 @@ impl Generator for Gpt {
     }
 }
 
-/// Decoding under way: one image token at each step.
+/// Decoding under way: one image token at each step. Tokens that are known for every image are fed together with the next
+/// one that must be drawn.
 pub struct GptGeneration {
     model: Gpt,
     device: Device,
@@ -223,38 +241,42 @@ pub struct GptGeneration {
     known: Vec<Vec<Option<u32>>>,
     codes: Vec<Vec<u32>>,
     draws: Box<dyn Draws>,
+    /// Image tokens that the caches have seen.
+    fed: usize,
     done: usize,
 }
 
 impl GptGeneration {
-    /// Feeds what the caches have not seen; returns the last token's features, `[rows, 1, d]`.
-    fn feed(&mut self) -> Tensor<3> {
-        let mut x = match self.done.checked_sub(1) {
-            None => self.model.condition.forward(self.condition_rows.clone()),
-            Some(last) => {
-                let mut rows: Vec<Vec<u32>> = self.codes.iter().map(|codes| vec![codes[last]]).collect();
-                if self.sampling.is_guided() {
-                    rows.extend_from_within(..);
-                }
-                self.model.tokens.forward(upload(&rows, &self.device))
-            }
-        };
+    /// Feeds what the caches have not seen; returns the logits of the next token, `[rows, 1, vocabulary]`.
+    fn predict(&mut self) -> Tensor<3> {
         let first = self.caches.first().map_or(0, KeyValueCache::length);
-        let prefix = if self.model.config.visible_prefix { self.model.config.condition.length() } else { 0 };
-        let visible = Visible::cached(first, x.dims()[1], self.model.config.places(), prefix, &self.device);
-        x = self.model.positions.forward(x, first);
+        let mut parts = Vec::new();
+        if first == 0 {
+            parts.push(self.model.condition.forward(self.condition_rows.clone()));
+        }
+        if self.fed < self.done {
+            let mut rows: Vec<Vec<u32>> = self.codes.iter().map(|codes| codes[self.fed..self.done].to_vec()).collect();
+            if self.sampling.is_guided() {
+                rows.extend_from_within(..);
+            }
+            parts.push(self.model.tokens.forward(upload(&rows, &self.device)));
+            self.fed = self.done;
+        }
+        let mut x = self.model.positions.forward(Tensor::cat(parts, 1), first);
         for (block, cache) in self.model.blocks.iter().zip(&mut self.caches) {
-            x = block.forward(x, &visible, Some(cache));
+            x = block.decode(x, cache);
         }
         let n = x.dims()[1];
-        x.narrow(1, n - 1, 1)
+        let logits = self.model.head.forward(self.model.norm.forward(x.narrow(1, n - 1, 1)));
+        match self.sampling.is_guided() {
+            true => guide(logits, self.sampling.guidance_at(self.done, self.steps())),
+            false => logits,
+        }
     }
 
-    fn sample(&mut self, features: Tensor<3>) {
-        let mut logits = self.model.head.forward(self.model.norm.forward(features));
-        if self.sampling.is_guided() {
-            logits = guide(logits, self.sampling.guidance_at(self.done, self.steps()));
-        }
+    fn sample(&mut self) {
+        let device = self.device.clone();
+        let logits = smalti_kernels::on_pool(&device, || self.predict());
         let mut logits = to_host(logits);
         let rows = logits.chunks_exact_mut(self.model.config.tokens.vocabulary);
         for (image, row) in rows.enumerate() {
@@ -282,14 +304,12 @@ impl Generation for GptGeneration {
         if self.done == self.steps() {
             return;
         }
-        let features = self.feed();
         if self.known.iter().all(|known| known[self.done].is_some()) {
-            // Nothing to draw: the device need not be waited for.
             for (codes, known) in self.codes.iter_mut().zip(&self.known) {
                 codes[self.done] = known[self.done].unwrap_or_default();
             }
         } else {
-            self.sample(features);
+            self.sample();
         }
         self.done += 1;
     }

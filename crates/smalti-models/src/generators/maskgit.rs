@@ -6,7 +6,8 @@
 //! which the official model does not have, come first, with a table of their own.
 
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, Size, check_batch, request::upload,
+    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, check_batch,
+    request::upload,
 };
 use crate::Codes;
 use crate::sampling::{Draws, Sampling, Schedule, Seeded, filter, guide, log_sum_exp, to_host};
@@ -16,7 +17,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, Rng, TokenSpec, rng::Stream};
 use smalti_nn::attention::Visible;
-use smalti_nn::dense::{Dense, TokenEmbedding, TokenNorm};
+use smalti_nn::dense::{Dense, Pack, TokenEmbedding, TokenNorm};
 use smalti_nn::init::Init;
 use smalti_nn::positions::LearnedPositions;
 use smalti_nn::transformer::{Activation, Block, BlockConfig, NormPlacement};
@@ -195,7 +196,7 @@ impl MaskGit {
         };
         x = self.dropout.forward(self.embedding_norm.forward(self.positions.forward(x, 0)));
         for block in &self.blocks {
-            x = block.forward(x, &Visible::All, None);
+            x = block.forward(x, &Visible::All);
         }
         x
     }
@@ -234,6 +235,19 @@ impl MaskGit {
         conditions: &[Condition],
         first_image: u64,
     ) -> Result<GeneratorLoss> {
+        Ok(self.predictions(codes, conditions, first_image)?.loss())
+    }
+
+    /// See [`super::GeneratorModel::predictions`].
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn predictions(
+        &self,
+        codes: Tensor<2, Int>,
+        conditions: &[Condition],
+        first_image: u64,
+    ) -> Result<Predictions> {
         // Multiples of the golden ratio cover 0..1 evenly, however many images there are.
         const GOLDEN: f64 = 0.618_033_988_749_894_9;
         check_batch(&codes, conditions, &self.config.tokens)?;
@@ -243,7 +257,7 @@ impl MaskGit {
         });
         let masks = masks.collect::<Vec<_>>();
         let condition_ids = self.config.condition.batch(conditions, None, &codes.device())?;
-        Ok(self.masked_loss(codes, condition_ids, &masks, 0.0))
+        Ok(self.masked_predictions(codes, condition_ids, &masks))
     }
 
     /// Which tokens of one image are masked at `progress` in 0..1.
@@ -267,6 +281,22 @@ impl MaskGit {
         masks: &[Vec<bool>],
         label_smoothing: f32,
     ) -> GeneratorLoss {
+        let predictions = self.masked_predictions(codes, condition_ids, masks);
+        let loss = predictions.cross_entropy(label_smoothing);
+        let plain = match label_smoothing == 0.0 {
+            true => loss.clone(),
+            false => Predictions { logits: predictions.logits.detach(), ..predictions }.cross_entropy(0.0),
+        };
+        GeneratorLoss { loss, nats_per_token: plain.detach() }
+    }
+
+    /// Logits over the whole table. Only masked tokens have a weight.
+    fn masked_predictions(
+        &self,
+        codes: Tensor<2, Int>,
+        condition_ids: Tensor<2, Int>,
+        masks: &[Vec<bool>],
+    ) -> Predictions {
         let [b, length] = codes.dims();
         let device = codes.device();
         // Weights that sum to 1: each image counts the same, whatever the number of its masked tokens.
@@ -281,17 +311,8 @@ impl MaskGit {
         let mask = TensorData::new(masks.concat(), [b, length]);
         let ids = codes.clone().mask_fill(Tensor::<2, Bool>::from_data(mask, &device), self.config.mask_id() as i32);
         let features = self.features(condition_ids, ids).narrow(1, self.config.prefix(), length);
-        let logits = self.logits(features, self.config.vocabulary()).flatten::<2>(0, 1);
-        let targets = codes.flatten::<1>(0, 1);
-        let entropy = |logits: Tensor<2>, smoothing| {
-            smalti_kernels::softmax_cross_entropy(logits, targets.clone(), Some(weights.clone()), smoothing)
-        };
-        let loss = entropy(logits.clone(), label_smoothing);
-        let plain = match label_smoothing == 0.0 {
-            true => loss.clone().detach(),
-            false => entropy(logits.detach(), 0.0),
-        };
-        GeneratorLoss { loss, nats_per_token: plain }
+        let logits = self.logits(features, self.config.vocabulary()).flatten(0, 1);
+        Predictions { logits, targets: codes.flatten(0, 1), weights: Some(weights) }
     }
 
     /// [`Generator::start`] with random draws from elsewhere.
@@ -306,7 +327,8 @@ impl MaskGit {
             let problem = format!("{} leaves none of {steps} steps", request.sampling.first_step);
             return Err(Error::invalid("sampling: first_step", problem));
         }
-        let model = self.valid();
+        // A packed model is for inference already, and would be unpacked by `valid`.
+        let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.head_bias.val().device();
         Ok(MaskGitGeneration {
             condition_rows: request.condition_rows(condition, &device)?,
@@ -320,6 +342,12 @@ impl MaskGit {
             steps,
             done: 0,
         })
+    }
+}
+
+impl Pack for MaskGit {
+    fn dense_layers(&mut self) -> Vec<&mut Dense> {
+        self.blocks.iter_mut().flat_map(Pack::dense_layers).chain([&mut self.head]).collect()
     }
 }
 

@@ -15,6 +15,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
+use smalti_nn::dense::{Dense, Pack};
 
 /// What a picture should show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,31 @@ pub struct GeneratorLoss {
     /// Mean cross-entropy of the predicted tokens without label smoothing, one element without gradient. A mean over images:
     /// weight batches by their size. Divided by ln 2 it is bits per token.
     pub nats_per_token: Tensor<1>,
+}
+
+/// What a generator says of the tokens of a batch.
+#[derive(Clone, Debug)]
+pub struct Predictions {
+    /// Logits `[n, m]` of n tokens; the first of the m are the image tokens.
+    pub logits: Tensor<2>,
+    /// The true tokens, `[n]`.
+    pub targets: Tensor<1, Int>,
+    /// How much a token counts, `[n]`, with sum 1; 0 if it was not to be predicted. All the same if there are none.
+    pub weights: Option<Tensor<1>>,
+}
+
+impl Predictions {
+    /// The cross-entropy of the tokens, whose label smoothing spreads that share of the target over all logits.
+    fn cross_entropy(&self, label_smoothing: f32) -> Tensor<1> {
+        let Self { logits, targets, weights } = self.clone();
+        smalti_kernels::softmax_cross_entropy(logits, targets, weights, label_smoothing)
+    }
+
+    /// The loss without label smoothing.
+    pub fn loss(&self) -> GeneratorLoss {
+        let loss = self.cross_entropy(0.0);
+        GeneratorLoss { nats_per_token: loss.clone().detach(), loss }
+    }
 }
 
 /// Which generator, with everything that changes the model.
@@ -153,11 +179,39 @@ impl GeneratorModel {
         }
     }
 
+    /// What the deterministic loss is made from; see [`Self::validation_loss`].
+    ///
+    /// # Shapes
+    /// `codes [b, length]`, one condition for each.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn predictions(
+        &self,
+        codes: Tensor<2, Int>,
+        conditions: &[Condition],
+        first_image: u64,
+    ) -> Result<Predictions> {
+        match self {
+            Self::Gpt(model) => model.predictions(codes, conditions),
+            Self::MaskGit(model) => model.predictions(codes, conditions, first_image),
+        }
+    }
+
     /// The configuration that the model was made with.
     pub fn config(&self) -> GeneratorConfig {
         match self {
             Self::Gpt(model) => GeneratorConfig::Gpt(model.config.clone()),
             Self::MaskGit(model) => GeneratorConfig::MaskGit(model.config.clone()),
+        }
+    }
+}
+
+impl Pack for GeneratorModel {
+    fn dense_layers(&mut self) -> Vec<&mut Dense> {
+        match self {
+            Self::Gpt(model) => model.dense_layers(),
+            Self::MaskGit(model) => model.dense_layers(),
         }
     }
 }

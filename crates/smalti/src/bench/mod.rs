@@ -12,9 +12,10 @@ pub use kernels::KernelRow;
 pub use machine::Machine;
 pub use models::ModelRow;
 
-use crate::Settings;
+use crate::{Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, device};
+use smalti_nn::dense::WeightPrecision;
 use std::path::PathBuf;
 
 /// What `bench` is told.
@@ -33,11 +34,14 @@ pub struct BenchArgs {
     /// Batch sizes for the models
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 4])]
     pub batch: Vec<usize>,
+    /// How the generators' weights are kept.
+    #[command(flatten)]
+    pub weights: WeightsArgs,
 }
 
 impl Default for BenchArgs {
     fn default() -> Self {
-        Self { models: Vec::new(), only: None, seconds: 0.4, batch: vec![1, 4] }
+        Self { models: Vec::new(), only: None, seconds: 0.4, batch: vec![1, 4], weights: WeightsArgs::default() }
     }
 }
 
@@ -54,6 +58,9 @@ pub struct BenchPlan {
     pub kernels: Vec<String>,
     /// Batch sizes.
     pub batch: Vec<usize>,
+    /// How the generators' weights are kept.
+    #[serde(serialize_with = "crate::weights::name")]
+    pub weights: WeightPrecision,
     /// The models.
     pub models: Vec<models::Subject>,
 }
@@ -89,8 +96,10 @@ pub fn plan(args: &BenchArgs, settings: &Settings) -> Result<BenchPlan> {
         let kinds = all.iter().filter_map(|name| name.split(' ').next()).map(str::to_string);
         return Err(Error::unknown("--only", "kernel", only, kinds));
     }
+    let device = settings.device_name()?;
     Ok(BenchPlan {
-        device: settings.device_name()?,
+        weights: args.weights.resolve(&device)?,
+        device,
         threads: smalti_base::threads::count(),
         seconds: args.seconds,
         kernels,
@@ -116,7 +125,7 @@ pub fn run(plan: &BenchPlan, progress: &dyn Progress) -> Result<BenchOutcome> {
     }
     for subject in &plan.models {
         next(progress, 1 + kernels.len() + models.len(), &subject.name)?;
-        models.extend(subject.measure(&plan.batch, &clock, &device)?);
+        models.extend(subject.measure(&plan.batch, plan.weights, &clock, &device)?);
     }
     progress.end();
     Ok(BenchOutcome { machine, kernels, models, peak_memory: machine::peak_memory() })

@@ -9,6 +9,7 @@ use smalti_models::generators::{ConditionConfig, Generator, GeneratorModel};
 use smalti_models::sampling::Sampling;
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel};
 use smalti_models::{Condition, ImageRequest, Request};
+use smalti_nn::dense::{Pack, WeightPrecision};
 use smalti_train::Recipe;
 use smalti_train::recipe::Task;
 use std::path::Path;
@@ -63,15 +64,27 @@ impl Subject {
     }
 
     /// Times what the model can do, for each batch size.
-    pub(super) fn measure(&self, batches: &[usize], clock: &Clock, device: &Device) -> Result<Vec<ModelRow>> {
+    pub(super) fn measure(
+        &self,
+        batches: &[usize],
+        weights: WeightPrecision,
+        clock: &Clock,
+        device: &Device,
+    ) -> Result<Vec<ModelRow>> {
         let (tokenizer, generator, sampling) = match &self.source {
             Source::Bundle(plan) => {
-                let generator = plan.has_generator().then(|| plan.open_generator(device)).transpose()?;
+                let generator = plan.has_generator().then(|| plan.open_generator(device, weights)).transpose()?;
                 (Some(plan.open_tokenizer(device)?), generator, plan.sampling().clone())
             }
             Source::Recipe(task) => match &**task {
                 Task::Tokenizer(task) => (Some(task.model.init(device)?), None, Sampling::default()),
-                Task::Generator(task) => (None, Some(task.model.init(device)?), task.sampling.clone()),
+                Task::Generator(task) => {
+                    let generator = task.model.init(device)?;
+                    // As `open_generator` does for weights that are read.
+                    let packs = *device == Device::flex();
+                    let generator = if packs { generator.pack(weights) } else { generator };
+                    (None, Some(generator), task.sampling.clone())
+                }
             },
         };
         let mut rows = Vec::new();

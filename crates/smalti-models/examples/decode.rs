@@ -1,0 +1,72 @@
+//! Times decoding steps of a GPT with fresh weights: `cargo run --release -p smalti-models --example decode [width] [depth]
+//! [sequences] [weights]`, by default 768, 12, and all, with 256 tokens of 1024 codes.
+//!
+//! Milliseconds for each step, the smallest of a few runs over all 256 places, for unpacked weights and for each precision.
+
+use burn::module::Module;
+use burn::tensor::Device;
+use smalti_base::{Layout, TokenSpec};
+use smalti_kernels::WeightPrecision;
+use smalti_models::generators::{Gpt, GptConfig};
+use smalti_models::{Condition, ConditionConfig, Generator, ImageRequest, Request, Sampling};
+use smalti_nn::dense::Pack;
+use std::time::Instant;
+
+const RUNS: usize = 3;
+
+fn main() {
+    let number = |place| std::env::args().nth(place).and_then(|text| text.parse().ok());
+    let width = number(1).unwrap_or(768);
+    let config = GptConfig {
+        tokens: TokenSpec { layout: Layout::Grid { h: 16, w: 16 }, vocabulary: 1024, image_size: (256, 256) },
+        condition: ConditionConfig::Class { classes: 10 },
+        condition_dropout: 0.0,
+        width,
+        depth: number(2).unwrap_or(12),
+        heads: (width / 64).max(1),
+        mlp_ratio: 4,
+        dropout: 0.0,
+        attention_dropout: 0.0,
+        visible_prefix: false,
+    };
+    let Ok(model) = config.init(&Device::flex()) else {
+        return eprintln!("such a model is not possible");
+    };
+    println!(
+        "{:>9} {:>9} {:>9} {:>9}   {} parameters",
+        "sequences",
+        "weights",
+        "ms/step",
+        "seconds",
+        model.num_params()
+    );
+    for n in number(3).map_or(vec![1, 2, 4, 8], |n| vec![n]) {
+        let row = |name: &str, model: &Gpt| {
+            let seconds = (0..RUNS).map(|_| seconds(model, n)).fold(f64::INFINITY, f64::min);
+            println!("{n:>9} {name:>9} {:>9.2} {seconds:>9.2}", 1e3 * seconds / 256.0);
+        };
+        let asked = std::env::args().nth(4);
+        let wanted = |name: &str| asked.as_deref().is_none_or(|asked| asked == name);
+        if wanted("unpacked") {
+            row("unpacked", &model);
+        }
+        for precision in WeightPrecision::ALL.into_iter().filter(|precision| wanted(precision.name())) {
+            row(precision.name(), &model.pack(precision));
+        }
+    }
+}
+
+/// Makes the tokens of `n` images.
+fn seconds(model: &Gpt, n: usize) -> f64 {
+    let image = |seed| ImageRequest { condition: Condition::Class(1), seed, known: None };
+    let images = (0..n as u64).map(image).collect();
+    let sampling = Sampling { temperature: 0.0, ..Default::default() };
+    let Ok(mut generation) = model.start(&Request { images, sampling }) else {
+        return f64::NAN;
+    };
+    let start = Instant::now();
+    while generation.done() < generation.steps() {
+        generation.next();
+    }
+    start.elapsed().as_secs_f64()
+}
