@@ -37,7 +37,8 @@ pub(crate) fn forward(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32) -> (
 /// Gradients for the gradient `dy` of the result.
 pub(crate) fn backward(x: &[f32], gamma: &[f32], moments: &[[f32; 2]], dy: &[f32]) -> Gradients {
     let width = gamma.len();
-    let rows = moments.len().div_ceil(rayon::current_num_threads()).max(1);
+    // Sums of so many rows are added up in their order, whatever the number of threads.
+    let rows = (4 * TASK / width).max(1);
     let mut parts = vec![0.0; moments.len().div_ceil(rows) * 2 * width];
     let fill = |dx: &mut [f32]| {
         let inputs = x.par_chunks(rows * width).zip(dy.par_chunks(rows * width)).zip(moments.par_chunks(rows));
