@@ -1,11 +1,12 @@
 //! Times the matrix products of a decoding step against the bandwidth of the memory:
-//! `cargo run --release --example weights [width] [depth]`, by default 768 and 12.
+//! `cargo run --release -p smalti-kernels --example weights [width] [depth] [outside]`, by default 768 and 12.
 //!
+//! The calls come from a task of the thread pool, as in decoding, or with `outside` from a thread that must wake it.
 //! Each row is one pass through all layers with so many sequences; the runs alternate, and the smallest time of each counts.
 
 use burn::tensor::{Device, Distribution, Tensor, module};
 use rayon::prelude::*;
-use smalti_kernels::{PackedMatrix, WeightPrecision, packed_linear, packed_linears};
+use smalti_kernels::{PackedMatrix, WeightPrecision, on_pool, packed_linear, packed_linears};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -20,12 +21,10 @@ fn main() {
         layers.iter().map(|layer| layer.iter().map(pack).collect()).collect::<Vec<Vec<_>>>()
     });
     let memory = vec![1u64; 32 << 20];
-    let inside = std::env::args().any(|arg| arg == "inside");
     let work = || table(width, &layers, &packed, &memory);
-    match inside {
-        // As a task of the pool itself: its threads need not be woken for each product.
-        true => rayon::scope(|_| work()),
-        false => work(),
+    match std::env::args().any(|arg| arg == "outside") {
+        true => work(),
+        false => on_pool(&Device::flex(), work),
     }
 }
 

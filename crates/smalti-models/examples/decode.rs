@@ -12,7 +12,7 @@ use smalti_models::{Condition, ConditionConfig, Generator, ImageRequest, Request
 use smalti_nn::dense::Pack;
 use std::time::Instant;
 
-const RUNS: usize = 3;
+const RUNS: usize = 2;
 
 fn main() {
     let number = |place| std::env::args().nth(place).and_then(|text| text.parse().ok());

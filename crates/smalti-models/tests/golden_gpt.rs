@@ -86,7 +86,7 @@ fn logits_loss_and_gradients() {
     let plain = model.valid();
     let (classes_bl, codes) = (io.ids::<2>("c_indices"), io.ids::<2>("z_indices"));
     io.check("logits", plain.logits(classes_bl.clone(), codes.clone()), 1e-4, 1e-3);
-    let loss = plain.validation_loss(codes.clone(), &classes(&io)).unwrap();
+    let loss = plain.predictions(codes.clone(), &classes(&io)).unwrap().loss();
     io.check("loss", loss.loss, 1e-4, 1e-3);
 
     let keep = io.ids::<2>("pkeep_mask").equal_elem(1);

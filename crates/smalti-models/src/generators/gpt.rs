@@ -167,14 +167,6 @@ impl Gpt {
         self.predict(codes, conditions, None)
     }
 
-    /// See [`super::GeneratorModel::validation_loss`].
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn validation_loss(&self, codes: Tensor<2, Int>, conditions: &[Condition]) -> Result<GeneratorLoss> {
-        Ok(self.predictions(codes, conditions)?.loss())
-    }
-
     fn predict(
         &self,
         codes: Tensor<2, Int>,

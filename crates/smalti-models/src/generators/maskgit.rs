@@ -225,19 +225,6 @@ impl MaskGit {
         Ok(self.masked_loss(codes, condition_ids, &masks, self.config.label_smoothing))
     }
 
-    /// See [`super::GeneratorModel::validation_loss`].
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn validation_loss(
-        &self,
-        codes: Tensor<2, Int>,
-        conditions: &[Condition],
-        first_image: u64,
-    ) -> Result<GeneratorLoss> {
-        Ok(self.predictions(codes, conditions, first_image)?.loss())
-    }
-
     /// See [`super::GeneratorModel::predictions`].
     ///
     /// # Errors

@@ -173,10 +173,7 @@ impl GeneratorModel {
         conditions: &[Condition],
         first_image: u64,
     ) -> Result<GeneratorLoss> {
-        match self {
-            Self::Gpt(model) => model.validation_loss(codes, conditions),
-            Self::MaskGit(model) => model.validation_loss(codes, conditions, first_image),
-        }
+        Ok(self.predictions(codes, conditions, first_image)?.loss())
     }
 
     /// What the deterministic loss is made from; see [`Self::validation_loss`].
