@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate may use only those before it.
-const ORDER: [&str; 9] = [
+const ORDER: [&str; 10] = [
     "smalti-base",
     "smalti-kernels",
     "smalti-nn",
@@ -17,6 +17,7 @@ const ORDER: [&str; 9] = [
     "smalti-train",
     "smalti",
     "smalti-cli",
+    "smalti-peers",
 ];
 
 /// Most lines of a source file.

@@ -1,0 +1,167 @@
+//! GPT: decoding, a whole forward pass, a training step.
+
+use super::inputs::{self, Inputs};
+use super::training::{self, Trained};
+use super::{Outputs, Task};
+use crate::rows::Row;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Int, Tensor};
+use smalti::base::{Error, Result, Rng};
+use smalti::models::checkpoint::Rules;
+use smalti::models::generators::{GeneratorConfig, GeneratorModel, Gpt};
+use smalti::models::{Condition, Generator, ImageRequest, Request, Sampling};
+use std::path::Path;
+
+/// The row's generator with the shared weights.
+fn generator(row: &Row, folder: &Path, device: &Device) -> Result<GeneratorModel> {
+    let config: GeneratorConfig = inputs::model(row)?;
+    let rules = Rules::parse(include_str!("../../rules/gpt.toml"), "benches/peers/rules/gpt.toml", "generator")?;
+    let model = inputs::import(&rules, config.init(device)?, folder)?;
+    let weights = row.options.get("weights").and_then(serde_json::Value::as_str).unwrap_or("f32");
+    at_precision(model, weights)
+}
+
+/// The model with its weights kept in another type.
+fn at_precision(model: GeneratorModel, weights: &str) -> Result<GeneratorModel> {
+    match weights {
+        "f32" => Ok(model),
+        other => Err(Error::unsupported(format!("weights of type {other}"), "this version keeps them as f32")),
+    }
+}
+
+fn gpt(model: &GeneratorModel) -> Result<&Gpt> {
+    match model {
+        GeneratorModel::Gpt(model) => Ok(model),
+        GeneratorModel::MaskGit(_) => Err(Error::invalid("gpt", "the row's model is of another kind")),
+    }
+}
+
+fn conditions(inputs: &Inputs) -> Result<Vec<Condition>> {
+    Ok(inputs.ints("classes")?.iter().map(|class| Condition::Class(*class as u32)).collect())
+}
+
+/// All tokens of an image, one after the other, always the most likely.
+pub struct Decode {
+    model: GeneratorModel,
+    request: Request,
+    classes: Tensor<2, Int>,
+    codes: Tensor<2, Int>,
+}
+
+impl Decode {
+    /// Reads weights and classes.
+    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+        let device = Device::flex();
+        let inputs = Inputs::read(folder, &device)?;
+        let images = conditions(&inputs)?.into_iter().map(|condition| ImageRequest { condition, seed: 0, known: None });
+        let sampling = Sampling { temperature: 0.0, ..Default::default() };
+        Ok(Self {
+            request: Request { images: images.collect(), sampling },
+            classes: inputs.ids("classes", row.batch)?,
+            codes: inputs.ids("codes", row.batch)?,
+            model: generator(row, folder, &device)?,
+        })
+    }
+
+    fn tokens(&self) -> Result<Tensor<2, Int>> {
+        let mut generation = self.model.start(&self.request)?;
+        while generation.done() < generation.steps() {
+            generation.next();
+        }
+        generation.codes().discrete().ok_or_else(|| Error::invalid("gpt", "its codes are not discrete"))
+    }
+}
+
+impl Task for Decode {
+    fn check(&mut self) -> Result<Outputs> {
+        let first = |ids: &Tensor<2, Int>| ids.clone().narrow(0, 0, 1);
+        let logits = gpt(&self.model)?.logits(first(&self.classes), first(&self.codes));
+        Ok(inputs::outputs([("logits", inputs::floats(logits)), ("tokens", inputs::ints(self.tokens()?))]))
+    }
+
+    fn run(&mut self) -> Result<()> {
+        std::hint::black_box(self.tokens()?.into_data());
+        Ok(())
+    }
+}
+
+/// Logits of all tokens at once.
+pub struct Forward {
+    model: GeneratorModel,
+    classes: Tensor<2, Int>,
+    codes: Tensor<2, Int>,
+}
+
+impl Forward {
+    /// Reads weights and tokens.
+    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+        let device = Device::flex();
+        let inputs = Inputs::read(folder, &device)?;
+        let (classes, codes) = (inputs.ids("classes", row.batch)?, inputs.ids("codes", row.batch)?);
+        Ok(Self { model: generator(row, folder, &device)?, classes, codes })
+    }
+
+    fn logits(&self) -> Result<Tensor<3>> {
+        Ok(gpt(&self.model)?.logits(self.classes.clone(), self.codes.clone()))
+    }
+}
+
+impl Task for Forward {
+    fn check(&mut self) -> Result<Outputs> {
+        Ok(inputs::outputs([("logits", inputs::floats(self.logits()?))]))
+    }
+
+    fn run(&mut self) -> Result<()> {
+        std::hint::black_box(self.logits()?);
+        Ok(())
+    }
+}
+
+/// Loss, gradients, AdamW.
+pub struct Train {
+    trained: Trained<GeneratorModel>,
+    codes: Tensor<2, Int>,
+    conditions: Vec<Condition>,
+}
+
+impl Train {
+    /// Reads weights and tokens.
+    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+        let device = training::device();
+        let inputs = Inputs::read(folder, &device)?;
+        Ok(Self {
+            codes: inputs.ids("codes", row.batch)?,
+            conditions: conditions(&inputs)?,
+            trained: Trained::new(row, generator(row, folder, &device)?, None)?,
+        })
+    }
+
+    fn step(&mut self) -> Result<Tensor<1>> {
+        let model = self.trained.model();
+        let loss = model.loss(self.codes.clone(), &self.conditions, &mut Rng::new(0).stream(0, 0))?;
+        let value = loss.loss.clone().inner();
+        let gradients = GradientsParams::from_grads(loss.loss.backward(), model);
+        self.trained.apply(gradients)?;
+        Ok(value)
+    }
+
+    fn watched(&self) -> Result<Tensor<2>> {
+        let blocks = &gpt(self.trained.model())?.blocks;
+        let block = blocks.first().ok_or_else(|| Error::invalid("gpt", "the model has no blocks"))?;
+        Ok(block.mlp.expand.weight.val())
+    }
+}
+
+impl Task for Train {
+    fn check(&mut self) -> Result<Outputs> {
+        let before = self.watched()?;
+        let loss = self.step()?;
+        let update = training::change(before, self.watched()?).transpose();
+        Ok(inputs::outputs([("loss", inputs::floats(loss)), ("update", inputs::floats(update))]))
+    }
+
+    fn run(&mut self) -> Result<()> {
+        std::hint::black_box(self.step()?.into_data());
+        Ok(())
+    }
+}

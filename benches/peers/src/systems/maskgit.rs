@@ -1,0 +1,136 @@
+//! MaskGIT: parallel decoding, and a training step.
+
+use super::inputs::{self, Inputs};
+use super::training::{self, Trained};
+use super::{Outputs, Task};
+use crate::rows::Row;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Int, Tensor};
+use serde::Deserialize;
+use smalti::base::{Error, Result};
+use smalti::models::checkpoint::Rules;
+use smalti::models::generators::{GeneratorConfig, GeneratorModel, MaskGit};
+use smalti::models::{Condition, Generator, ImageRequest, Request, Sampling};
+use std::path::Path;
+
+/// The row's generator with the shared weights.
+fn generator(row: &Row, folder: &Path, device: &Device) -> Result<MaskGit> {
+    let config: GeneratorConfig = inputs::model(row)?;
+    let place = "benches/peers/rules/maskgit.toml";
+    let rules = Rules::parse(include_str!("../../rules/maskgit.toml"), place, "generator")?;
+    match config.init(device)? {
+        GeneratorModel::MaskGit(model) => inputs::import(&rules, model, folder),
+        GeneratorModel::Gpt(_) => Err(Error::invalid("maskgit", "the row's model is of another kind")),
+    }
+}
+
+#[derive(Deserialize)]
+struct DecodeOptions {
+    steps: usize,
+}
+
+/// Parallel decoding of whole images.
+pub struct Decode {
+    model: MaskGit,
+    request: Request,
+    classes: Tensor<2, Int>,
+}
+
+impl Decode {
+    /// Reads weights and classes.
+    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+        let device = Device::flex();
+        let inputs = Inputs::read(folder, &device)?;
+        let DecodeOptions { steps } = inputs::options(row)?;
+        let images = inputs.ints("classes")?.iter().enumerate().map(|(image, class)| ImageRequest {
+            condition: Condition::Class(*class as u32),
+            seed: image as u64,
+            known: None,
+        });
+        let sampling = Sampling { steps: Some(steps), ..Default::default() };
+        Ok(Self {
+            request: Request { images: images.collect(), sampling },
+            classes: inputs.ids("classes", row.batch)?,
+            model: generator(row, folder, &device)?,
+        })
+    }
+}
+
+impl Task for Decode {
+    fn check(&mut self) -> Result<Outputs> {
+        let config = &self.model.config;
+        let (length, rows) = (config.tokens.length(), self.classes.dims()[0]);
+        let ids = Tensor::full([rows, length], config.mask_id() as i32, &Device::flex());
+        let features = self.model.features(self.classes.clone(), ids).narrow(1, 1, length);
+        let logits = self.model.logits(features, config.tokens.vocabulary);
+        Ok(inputs::outputs([("logits", inputs::floats(logits))]))
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut generation = self.model.start(&self.request)?;
+        while generation.done() < generation.steps() {
+            generation.next();
+        }
+        std::hint::black_box(generation.codes());
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct TrainOptions {
+    label_smoothing: f32,
+}
+
+/// Loss of given masks, gradients, AdamW.
+pub struct Train {
+    trained: Trained<MaskGit>,
+    codes: Tensor<2, Int>,
+    classes: Tensor<2, Int>,
+    masks: Vec<Vec<bool>>,
+    label_smoothing: f32,
+}
+
+impl Train {
+    /// Reads weights, tokens and masks.
+    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+        let device = training::device();
+        let inputs = Inputs::read(folder, &device)?;
+        let TrainOptions { label_smoothing } = inputs::options(row)?;
+        Ok(Self {
+            codes: inputs.ids("codes", row.batch)?,
+            classes: inputs.ids("classes", row.batch)?,
+            masks: inputs.masks("masked")?,
+            label_smoothing,
+            trained: Trained::new(row, generator(row, folder, &device)?, None)?,
+        })
+    }
+
+    fn step(&mut self) -> Result<Tensor<1>> {
+        let model = self.trained.model();
+        let loss = model.masked_loss(self.codes.clone(), self.classes.clone(), &self.masks, self.label_smoothing).loss;
+        let value = loss.clone().inner();
+        let gradients = GradientsParams::from_grads(loss.backward(), model);
+        self.trained.apply(gradients)?;
+        Ok(value)
+    }
+
+    fn watched(&self) -> Result<Tensor<2>> {
+        let block = self.trained.model().blocks.first();
+        let block = block.ok_or_else(|| Error::invalid("maskgit", "the model has no blocks"))?;
+        Ok(block.mlp.expand.weight.val())
+    }
+}
+
+impl Task for Train {
+    fn check(&mut self) -> Result<Outputs> {
+        let before = self.watched()?;
+        let loss = self.step()?;
+        let update = training::change(before, self.watched()?).transpose();
+        Ok(inputs::outputs([("loss", inputs::floats(loss)), ("update", inputs::floats(update))]))
+    }
+
+    fn run(&mut self) -> Result<()> {
+        std::hint::black_box(self.step()?.into_data());
+        Ok(())
+    }
+}

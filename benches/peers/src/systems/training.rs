@@ -1,0 +1,77 @@
+//! What a training step does after the loss, in the order of `smalti train`.
+
+use crate::rows::Row;
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor};
+use serde::Deserialize;
+use smalti::base::{Error, Result};
+use smalti::training::optimizer::Pace;
+use smalti::training::{AdamW, OptimizerConfig, gradients};
+
+/// The optimiser's part of a row's options.
+#[derive(Deserialize)]
+pub struct OptimizerOptions {
+    learning_rate: f64,
+    betas: (f64, f64),
+    #[serde(default)]
+    weight_decay: f64,
+}
+
+/// A model under training.
+pub struct Trained<M: Module> {
+    /// Taken out while it changes, so that weights are updated in place.
+    model: Option<M>,
+    optimizer: AdamW,
+    updates: u64,
+    /// How the paths of the critic's parameters begin, if there is one.
+    critic: Option<&'static str>,
+}
+
+impl<M: Module> Trained<M> {
+    /// Begins with these weights.
+    pub fn new(row: &Row, model: M, critic: Option<&'static str>) -> Result<Self> {
+        let OptimizerOptions { learning_rate, betas, weight_decay } = super::inputs::options(row)?;
+        let config =
+            OptimizerConfig { learning_rate, betas, epsilon: 1e-8, weight_decay, clip_norm: None, groups: Vec::new() };
+        Ok(Self { optimizer: AdamW::new(&config, &model)?, model: Some(model), updates: 0, critic })
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &M {
+        self.model.as_ref().expect("taken out only inside of `change`")
+    }
+
+    /// Changes the model.
+    pub fn change(&mut self, change: impl FnOnce(M) -> M) {
+        self.model = self.model.take().map(change);
+    }
+
+    /// Looks whether gradients are finite, as a step that is not would be skipped, and applies them.
+    pub fn apply(&mut self, mut found: GradientsParams) -> Result<()> {
+        let mut sum = GradientsParams::new();
+        gradients::accumulate(self.model(), &mut sum, &mut found, 1.0);
+        let is_critic = |path: &str| self.critic.is_some_and(|prefix| path.starts_with(prefix));
+        for critics in [false, true] {
+            let part = gradients::select(self.model(), |path| is_critic(path) == critics);
+            let norm = gradients::global_norm(self.model(), &sum, &part);
+            if norm.is_some_and(|norm| !norm.into_scalar::<f32>().is_finite()) {
+                return Err(Error::invalid("training step", "its gradients are not finite"));
+            }
+        }
+        let pace = Pace { update: self.updates, rate_factor: 1.0, ..Pace::default() };
+        self.model = self.model.take().map(|model| self.optimizer.step(model, None, &mut sum, &pace).0);
+        self.updates += 1;
+        Ok(())
+    }
+}
+
+/// The device to train on.
+pub fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// How a weight changed.
+pub fn change<const D: usize>(before: Tensor<D>, after: Tensor<D>) -> Tensor<D> {
+    after.inner() - before.inner()
+}
