@@ -2,11 +2,15 @@
 
 use super::buffer::{Shared, written};
 use super::gemm::{Matrix, multiply_on_all_threads};
+use super::packed::{Panels, Product, multiply};
 use super::simd::simd;
 use rayon::prelude::*;
 
 /// Values that are worth a task.
 const TASK: usize = 1 << 15;
+
+/// So many rows make packing the transposed matrix worth its time.
+const ROWS: usize = 64;
 
 /// `x weight + bias` for `x [n, inputs]` and `weight [inputs, outputs]`.
 pub(crate) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, [inputs, outputs]: [usize; 2]) -> Vec<f32> {
@@ -28,6 +32,12 @@ pub(crate) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, [inputs, 
 /// `dy weightᵀ`.
 pub(crate) fn backward_data(dy: &[f32], weight: &[f32], [inputs, outputs]: [usize; 2]) -> Vec<f32> {
     let rows = dy.len() / outputs;
+    if rows >= ROWS {
+        let panels = Panels::transposed(weight, [outputs, inputs]);
+        let fill = |dx: &mut [f32]| multiply(dy, rows, vec![Product { panels: &panels, bias: None, y: dx }]);
+        // SAFETY: the product writes every value.
+        return unsafe { written(rows * inputs, fill) };
+    }
     let lhs = Matrix { values: dy, strides: [outputs, 1] };
     let rhs = Matrix { values: weight, strides: [1, outputs] };
     let fill = |dx: &mut [f32]| multiply_on_all_threads([rows, inputs, outputs], dx, [inputs, 1], false, lhs, rhs);

@@ -64,6 +64,22 @@ impl Panels {
         panels
     }
 
+    /// Packs the transpose of `values [outputs, inputs]` in `f32`.
+    pub(crate) fn transposed(values: &[f32], [inputs, outputs]: [usize; 2]) -> Self {
+        assert_eq!(values.len(), inputs * outputs, "values of a matrix [{outputs}, {inputs}]");
+        let lines = vec![Line([0; 64]); outputs.div_ceil(WIDTH) * WIDTH * inputs / 16];
+        let mut panels = Self { lines, scales: Vec::new(), kind: Kind::F32, inputs, outputs };
+        panels.weights_mut::<f32>().par_chunks_exact_mut((inputs * WIDTH).max(1)).enumerate().for_each(
+            |(panel, weights)| {
+                let rows = values[panel * WIDTH * inputs..].chunks_exact(inputs).take(WIDTH);
+                for (lane, row) in rows.enumerate() {
+                    weights[lane..].iter_mut().step_by(WIDTH).zip(row).for_each(|(weight, value)| *weight = *value);
+                }
+            },
+        );
+        panels
+    }
+
     fn fill<W: Weight>(&mut self, values: &[f32], keep: impl Fn(usize, f32) -> W + Sync) {
         let (inputs, outputs) = (self.inputs, self.outputs);
         if inputs == 0 {
