@@ -55,11 +55,12 @@ def trial(task, row, folder, variant):
     times = [milliseconds(opened.run, row["repeats"])]
     if times[0] < LONG_MS:
         times.append(milliseconds(opened.run, row["repeats"]))
+    peak = getattr(opened, "peak_kib", None) or peak_kib()
     if outputs is not None:
         from safetensors.torch import save_file
 
         save_file({name: value.contiguous() for name, value in outputs.items()}, folder / f"{slug(variant)}.safetensors")
-    say(ms=min(times))
+    say(ms=min(times), peak_kib=peak)
 
 
 def end_with_parent():

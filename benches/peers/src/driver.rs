@@ -180,7 +180,7 @@ impl<'a> Bench<'a> {
         for found in &agreement {
             self.say(&found.to_string());
         }
-        let (torch_ms, smalti_ms, memory) = self.rounds(&ways.best)?;
+        let (torch_ms, smalti_ms, memory) = self.rounds(&ways)?;
         Ok(Measured {
             name: self.row.name.clone(),
             title: self.row.title.clone(),
@@ -199,13 +199,14 @@ impl<'a> Bench<'a> {
     /// Times each way of PyTorch in a process of its own.
     fn try_ways(&self) -> Result<Ways> {
         let (mut tried, mut best): (BTreeMap<String, f64>, Option<(f64, String)>) = (BTreeMap::new(), None);
-        let mut dropped = BTreeMap::new();
+        let (mut dropped, mut peaks) = (BTreeMap::new(), BTreeMap::new());
         for variant in &self.row.variants {
             let name = format!("trial-{}", slug(variant));
             let time: Result<Time> =
                 self.start(self.torch("trial", Some(variant)), &name).and_then(|mut process| process.answer(TRIAL));
             match time {
-                Ok(Time { ms, .. }) => {
+                Ok(Time { ms, peak_kib }) => {
+                    peaks.extend(peak_kib.map(|peak| (variant.clone(), peak)));
                     self.say(&format!("PyTorch, {variant}: {ms:.1} ms"));
                     tried.insert(variant.clone(), ms);
                     if best.as_ref().is_none_or(|(least, _)| ms < *least) {
@@ -221,7 +222,7 @@ impl<'a> Bench<'a> {
             }
         }
         match best {
-            Some((_, best)) => Ok(Ways { best, tried, dropped }),
+            Some((_, best)) => Ok(Ways { best, tried, peak_kib: peaks, dropped }),
             None => Err(Error::invalid(&self.row.name, "no way of PyTorch worked; see the messages above")),
         }
     }
@@ -242,8 +243,8 @@ impl<'a> Bench<'a> {
     }
 
     /// Both sides in fresh processes, in turn: the times of each, and their memory.
-    fn rounds(&self, variant: &str) -> Result<(Vec<f64>, Vec<f64>, Memory)> {
-        let mut torch = self.start(self.torch("worker", Some(variant)), "worker-torch")?;
+    fn rounds(&self, ways: &Ways) -> Result<(Vec<f64>, Vec<f64>, Memory)> {
+        let mut torch = self.start(self.torch("worker", Some(&ways.best)), "worker-torch")?;
         let torch_ready: Ready = torch.answer(TRIAL + PATIENCE)?;
         let mut smalti = self.start(self.smalti("worker"), "worker-smalti")?;
         let smalti_ready: Ready = smalti.answer(PATIENCE)?;
@@ -263,8 +264,9 @@ impl<'a> Bench<'a> {
             peaks = (peaks.0.max(theirs.peak_kib.unwrap_or(0)), peaks.1.max(ours.peak_kib.unwrap_or(0)));
         }
         let started = !self.row.commands.is_null();
+        let theirs = if started { peaks.0 } else { torch.peak_kib()? };
         let memory = Memory {
-            torch_kib: if started { peaks.0 } else { torch.peak_kib()? },
+            torch_kib: ways.peak_kib.values().copied().fold(theirs, u64::min),
             smalti_kib: if started { peaks.1 } else { smalti.peak_kib()? },
             torch_base_kib: torch_ready.base_kib.filter(|_| !started),
             smalti_base_kib: smalti_ready.base_kib.filter(|_| !started),

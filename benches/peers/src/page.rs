@@ -145,7 +145,7 @@ fn time(ms: f64) -> String {
 
 fn memory(measured: &[(&Row, &Measured)]) -> String {
     let mut out = format!(
-        "\n## Memory\n\nIn MiB. \"At rest\" is the process after importing torch, or after its start. The target is at most \
+        "\n## Memory\n\nIn MiB; of PyTorch's ways the one that takes the least, since compiling takes memory too. \"At rest\" is the process after importing torch, or after its start. The target is at most \
          {MEMORY_TARGET} of PyTorch's.\n\n| what | PyTorch | at rest | smalti | at rest | ratio | |\n|---|---|---|---|---|---|---|\n"
     );
     let mib = |kib: u64| (kib / 1024).to_string();

@@ -52,6 +52,9 @@ pub struct Ways {
     pub best: String,
     /// Milliseconds of each in its trial.
     pub tried: BTreeMap<String, f64>,
+    /// Largest resident memory of each in its trial, in KiB.
+    #[serde(default)]
+    pub peak_kib: BTreeMap<String, u64>,
     /// Those that did not work or took too long to prepare, and why.
     pub dropped: BTreeMap<String, String>,
 }
@@ -59,7 +62,7 @@ pub struct Ways {
 /// Largest resident memory in KiB.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memory {
-    /// PyTorch's process.
+    /// PyTorch's process; the least of its ways, since compiling takes memory too.
     pub torch_kib: u64,
     /// smalti's process.
     pub smalti_kib: u64,

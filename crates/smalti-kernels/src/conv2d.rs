@@ -13,6 +13,7 @@ use burn::tensor::{
     Tensor, module,
     ops::{ConvOptions, InterpolateMode, InterpolateOptions},
 };
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How a [`conv2d`] walks over its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,26 @@ impl Conv2dOptions {
         };
         Some([along(size[0], top + bottom, kernel[0])?, along(size[1], left + right, kernel[1])?])
     }
+}
+
+/// How the CPU bodies of [`conv2d`] sum up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Convolution {
+    /// 3×3 kernels of stride 1 by Winograd's algorithm, with a quarter of the multiplications. Against a sum in `f64`, for
+    /// normal values and 64 to 512 channels, the root mean square of the error is below 1e-6 of the largest result and
+    /// the largest error below 1.2e-5.
+    Fast,
+    /// Every kernel by direct sums. The root mean square of the error is below 1e-7 of the largest result, the
+    /// largest error below 1e-6.
+    Direct,
+}
+
+static DIRECT: AtomicBool = AtomicBool::new(false);
+
+/// Sets the algorithm of all following calls in this process; it begins as [`Convolution::Fast`]. A backward pass takes that
+/// of its forward pass.
+pub fn set_convolution(algorithm: Convolution) {
+    DIRECT.store(algorithm == Convolution::Direct, Ordering::Relaxed);
 }
 
 /// Cross-correlation of `x` with `weight`, as in PyTorch's `conv2d`.
@@ -176,7 +197,18 @@ fn geometry([batch, inputs, h, w]: [usize; 4], [outputs, _, kh, kw]: [usize; 4],
     let Conv2dOptions { stride, upsample, .. } = options;
     let [top, left, ..] = options.padding;
     let result = options.result([h, w], [kh, kw]).unwrap_or_default();
-    Geometry { batch, inputs, outputs, size: [h, w], upsample, kernel: [kh, kw], stride, padding: [top, left], result }
+    Geometry {
+        batch,
+        inputs,
+        outputs,
+        size: [h, w],
+        upsample,
+        kernel: [kh, kw],
+        stride,
+        padding: [top, left],
+        result,
+        direct: DIRECT.load(Ordering::Relaxed),
+    }
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 //! own for the CPU backend (Flex, `f32`) with a hand-written backward pass.
 
 mod adamw;
+mod allocator;
 mod attention;
 mod cached_attention;
 mod conv2d;
@@ -21,9 +22,10 @@ mod pool;
 mod squares;
 
 pub use adamw::{AdamW, AdamWState};
+pub use allocator::Keeping;
 pub use attention::attention;
 pub use cached_attention::cached_attention;
-pub use conv2d::{Conv2dOptions, conv2d};
+pub use conv2d::{Conv2dOptions, Convolution, conv2d, set_convolution};
 pub use cross_entropy::softmax_cross_entropy;
 pub use gelu::gelu;
 pub use group_norm::group_norm;

@@ -100,31 +100,31 @@ fn the_shapes_of_encoders_equal_the_portable_body() {
 }
 
 #[test]
-fn winograd_is_close_to_the_sum_in_f64() {
-    let mut s = stream(5);
-    let device = Device::flex();
-    let (x, w) = (normal(&mut s, [1, 64, 20, 20], &device), normal(&mut s, [32, 64, 3, 3], &device));
-    let values = conv2d(x.clone(), w.clone(), None, Conv2dOptions::padded(0)).into_data().try_to_vec::<f32>().unwrap();
-    let (x, w) = (x.into_data().try_to_vec::<f32>().unwrap(), w.into_data().try_to_vec::<f32>().unwrap());
-    // Squares of the errors and of the values, and the largest error.
-    let (mut errors, mut squares, mut worst) = (0.0, 0.0, 0.0f64);
-    for o in 0..32 {
-        for (p, row) in (0..18).flat_map(|y| (0..18).map(move |x| (y, x))).enumerate() {
-            let taps = (0..64).flat_map(|c| (0..9).map(move |t| (c, t)));
-            let term = |(c, t): (usize, usize)| {
-                let from = (c * 20 + row.0 + t / 3) * 20 + row.1 + t % 3;
-                f64::from(x[from]) * f64::from(w[(o * 64 + c) * 9 + t])
-            };
-            let expected: f64 = taps.map(term).sum();
-            let found = f64::from(values[o * 324 + p]);
-            errors += (found - expected).powi(2);
-            squares += expected.powi(2);
-            worst = worst.max((found - expected).abs());
+fn small_shapes_of_all_kinds_equal_the_portable_body() {
+    let mut s = stream(8);
+    for case in 0..200 {
+        let k = [1, 1, 3, 3, 3, 4, 5][s.below(7)];
+        let kernel = [k, if s.below(8) == 0 { 1 + s.below(4) } else { k }];
+        let shape = [s.below(6), 1 + s.below(18), 5 + s.below(16), 5 + s.below(16)];
+        let options = Conv2dOptions { stride: 1 + s.below(3), padding: padding(&mut s, 3), upsample: s.below(4) == 0 };
+        let out = 1 + s.below(26);
+        if shape[0] > 0 {
+            compare(&mut s, shape, out, kernel, options, case);
         }
     }
-    let (relative, worst) = ((errors / squares).sqrt(), worst / (squares / (32.0 * 324.0)).sqrt());
-    println!("relative error {relative:.2e}, the worst {worst:.2e} of the root mean square");
-    assert!(relative < 4e-6 && worst < 4e-5, "relative error {relative:e}, the worst {worst:e}");
+}
+
+/// The tests of this binary again, by the other instruction sets.
+#[test]
+fn narrower_instruction_sets_pass_the_same_tests() {
+    if std::env::var_os("SMALTI_SIMD").is_some() {
+        return;
+    }
+    for level in ["avx2", "base"] {
+        let tests =
+            std::process::Command::new(std::env::current_exe().unwrap()).env("SMALTI_SIMD", level).output().unwrap();
+        assert!(tests.status.success(), "{level}: {}", String::from_utf8_lossy(&tests.stdout));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::inputs::{self, Inputs};
 use super::training::{self, Trained};
-use super::{Outputs, Task};
+use super::{Outputs, Task, bundle};
 use crate::rows::Row;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
@@ -16,17 +16,12 @@ use std::path::Path;
 fn generator(row: &Row, folder: &Path, device: &Device) -> Result<GeneratorModel> {
     let config: GeneratorConfig = inputs::model(row)?;
     let rules = Rules::parse(include_str!("../../rules/gpt.toml"), "benches/peers/rules/gpt.toml", "generator")?;
-    let model = inputs::import(&rules, config.init(device)?, folder)?;
-    let weights = row.options.get("weights").and_then(serde_json::Value::as_str).unwrap_or("f32");
-    at_precision(model, weights)
+    inputs::import(&rules, config.init(device)?, folder)
 }
 
-/// The model with its weights kept in another type.
-fn at_precision(model: GeneratorModel, weights: &str) -> Result<GeneratorModel> {
-    match weights {
-        "f32" => Ok(model),
-        other => Err(Error::unsupported(format!("weights of type {other}"), "this version keeps them as f32")),
-    }
+/// Writes the bundle that inference opens.
+pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
+    bundle::prepare(row, folder, &generator(row, folder, &Device::flex())?)
 }
 
 fn gpt(model: &GeneratorModel) -> Result<&Gpt> {
@@ -59,7 +54,7 @@ impl Decode {
             request: Request { images: images.collect(), sampling },
             classes: inputs.ids("classes", row.batch)?,
             codes: inputs.ids("codes", row.batch)?,
-            model: generator(row, folder, &device)?,
+            model: bundle::open(row, folder, &device)?,
         })
     }
 
@@ -98,7 +93,7 @@ impl Forward {
         let device = Device::flex();
         let inputs = Inputs::read(folder, &device)?;
         let (classes, codes) = (inputs.ids("classes", row.batch)?, inputs.ids("codes", row.batch)?);
-        Ok(Self { model: generator(row, folder, &device)?, classes, codes })
+        Ok(Self { model: bundle::open(row, folder, &device)?, classes, codes })
     }
 
     fn logits(&self) -> Result<Tensor<3>> {

@@ -2,7 +2,7 @@
 
 use super::inputs::{self, Inputs};
 use super::training::{self, Trained};
-use super::{Outputs, Task};
+use super::{Outputs, Task, bundle};
 use crate::rows::Row;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
@@ -20,8 +20,17 @@ fn generator(row: &Row, folder: &Path, device: &Device) -> Result<MaskGit> {
     let rules = Rules::parse(include_str!("../../rules/maskgit.toml"), place, "generator")?;
     match config.init(device)? {
         GeneratorModel::MaskGit(model) => inputs::import(&rules, model, folder),
-        GeneratorModel::Gpt(_) => Err(Error::invalid("maskgit", "the row's model is of another kind")),
+        GeneratorModel::Gpt(_) => Err(another_kind()),
     }
+}
+
+fn another_kind() -> Error {
+    Error::invalid("maskgit", "the row's model is of another kind")
+}
+
+/// Writes the bundle that decoding opens.
+pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
+    bundle::prepare(row, folder, &generator(row, folder, &Device::flex())?)
 }
 
 #[derive(Deserialize)]
@@ -51,7 +60,10 @@ impl Decode {
         Ok(Self {
             request: Request { images: images.collect(), sampling },
             classes: inputs.ids("classes", row.batch)?,
-            model: generator(row, folder, &device)?,
+            model: match bundle::open(row, folder, &device)? {
+                GeneratorModel::MaskGit(model) => model,
+                GeneratorModel::Gpt(_) => return Err(another_kind()),
+            },
         })
     }
 }

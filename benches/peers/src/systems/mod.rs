@@ -1,5 +1,6 @@
 //! smalti's side of each system, as its users would run it.
 
+mod bundle;
 mod folder;
 mod gpt;
 mod inputs;
@@ -63,8 +64,10 @@ pub fn open(row: &Row, folder: &Path) -> Result<Box<dyn Task>> {
 /// # Errors
 /// As [`open`].
 pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
-    match row.system.as_str() {
-        "folder" => folder::prepare(row, folder),
+    match (row.system.as_str(), row.task.as_str()) {
+        ("folder", _) => folder::prepare(row, folder),
+        ("gpt", "decode" | "forward") => gpt::prepare(row, folder),
+        ("maskgit", "decode") => maskgit::prepare(row, folder),
         _ => Ok(()),
     }
 }

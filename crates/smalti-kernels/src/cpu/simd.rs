@@ -1,8 +1,11 @@
 //! Code compiled for several instruction sets, chosen at run time.
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
+
 /// Defines a function whose body is compiled for AVX-512, for AVX2 and for the build's base line; a call runs the widest
-/// that this CPU has. The loops of the body are left to the compiler to vectorise: keep them plain. In the body the constant
-/// `WIDE` tells whether it is compiled for AVX-512.
+/// that this CPU has. The loops of the body are left to the compiler to vectorise: keep them plain. In the body the constants
+/// `WIDE` and `FUSED` tell whether it is compiled for AVX-512, and for fused multiplication.
 macro_rules! simd {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$attribute])*
@@ -10,17 +13,17 @@ macro_rules! simd {
         $visibility fn $name($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
             #[allow(clippy::extra_unused_type_parameters)]
-            fn body<const WIDE: bool>($($argument: $type),*) $(-> $result)? $body
+            fn body<const WIDE: bool, const FUSED: bool>($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
                 fn wide($($argument: $type),*) $(-> $result)? {
-                    body::<true>($($argument),*)
+                    body::<true, true>($($argument),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn middle($($argument: $type),*) $(-> $result)? {
-                    body::<false>($($argument),*)
+                    body::<false, true>($($argument),*)
                 }
                 match $crate::cpu::simd::level() {
                     // SAFETY: `level` found all of these features on this CPU.
@@ -30,7 +33,7 @@ macro_rules! simd {
                     $crate::cpu::simd::Level::Base => {}
                 }
             }
-            body::<false>($($argument),*)
+            body::<false, false>($($argument),*)
         }
     };
 }
@@ -45,22 +48,37 @@ pub(crate) enum Level {
     Base,
 }
 
-/// The widest instruction set of this CPU. The standard library caches the answers.
+/// The widest instruction set of this CPU, or a narrower one that the environment names: `SMALTI_SIMD=avx2` or `base`, read
+/// once.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn level() -> Level {
-    if is_x86_feature_detected!("avx512f")
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| match std::env::var("SMALTI_SIMD").as_deref() {
+        Ok("base") => Level::Base,
+        Ok("avx2") => widest(false),
+        _ => widest(true),
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn widest(avx512: bool) -> Level {
+    let fused = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let wide = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("fma")
-    {
-        Level::Avx512
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        Level::Avx2
-    } else {
-        Level::Base
+        && is_x86_feature_detected!("avx512dq");
+    match (fused, wide && avx512) {
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        (false, _) => Level::Base,
     }
+}
+
+/// `a + factor * b`, rounded once where `FUSED`.
+#[inline(always)]
+pub(crate) fn plus<const FUSED: bool>(a: f32, factor: f32, b: f32) -> f32 {
+    if FUSED { factor.mul_add(b, a) } else { a + factor * b }
 }
 
 /// Values handled together in reductions: one AVX-512 register, or two of AVX2.

@@ -1,10 +1,15 @@
-//! Convolution of `[batch, channels, height, width]`: by Winograd's algorithm or by strips of columns.
+//! Convolution of `[batch, channels, height, width]`: by Winograd's algorithm or by direct sums.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod columns;
+mod gather;
 mod kernels;
 mod tiles;
+mod transforms;
+mod weights;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 mod winograd;
 
 use super::simd::sum;
@@ -26,6 +31,8 @@ pub(crate) struct Geometry {
     pub padding: [usize; 2],
     /// Height and width of the result.
     pub result: [usize; 2],
+    /// Whether Winograd's algorithm is out.
+    pub direct: bool,
 }
 
 impl Geometry {
@@ -34,11 +41,11 @@ impl Geometry {
         self.size.map(|n| if self.upsample { 2 * n } else { n })
     }
 
-    /// Whether Winograd's algorithm, which handles blocks of 4 by 4 results, is the faster one.
+    /// Whether Winograd's algorithm, which handles blocks of 4 by 4 results, is the faster one. The batch has no say, so
+    /// that an image's result does not depend on it.
     fn winograd(&self, inputs: usize, outputs: usize, [h, w]: [usize; 2]) -> bool {
-        let tiles = self.batch * h.div_ceil(4) * w.div_ceil(4);
-        let useful = 36 * tiles <= 6 * self.batch * h * w;
-        self.kernel == [3, 3] && self.stride == 1 && useful && tiles >= 24 && inputs >= 8 && outputs >= 8
+        let useful = 36 * h.div_ceil(4) * w.div_ceil(4) <= 6 * h * w;
+        !self.direct && self.kernel == [3, 3] && self.stride == 1 && useful && inputs >= 8 && outputs >= 8
     }
 }
 
@@ -63,7 +70,7 @@ pub(crate) fn backward_data(geometry: Geometry, weight: &[f32], dy: &[f32]) -> V
 /// The gradient of `weight` for the gradient `dy` of the result.
 pub(crate) fn backward_weight(geometry: Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     if geometry.winograd(geometry.inputs, geometry.outputs, geometry.result) {
-        winograd::backward_weight(geometry, x, dy)
+        weights::backward(geometry, x, dy)
     } else {
         columns::backward_weight(geometry, x, dy)
     }
@@ -83,14 +90,4 @@ super::simd::simd! {
     fn total(values: &[f32]) -> f32 {
         sum(values, |v| v)
     }
-}
-
-/// Elementwise sum of equally long parts, in their order.
-fn add_up(parts: Vec<Vec<f32>>) -> Vec<f32> {
-    let mut parts = parts.into_iter();
-    let mut first = parts.next().unwrap_or_default();
-    for part in parts {
-        first.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
-    }
-    first
 }

@@ -1,17 +1,15 @@
-//! The transforms of Winograd's algorithm F(4×4, 3×3) (Lavin and Gray 2015, arXiv 1509.09308), on 16 tiles at a time.
+//! The tiles of Winograd's algorithm F(4×4, 3×3), and how 16 at a time are read from planes and written to them.
 //!
-//! A tile is a block of 4 by 4 results, which sees 6 by 6 inputs. Transformed tiles are stored as
-//! `[36, channels, tiles]`.
+//! A tile is a block of 4 by 4 results, which sees 6 by 6 inputs.
 
-use super::winograd::pitch;
 use crate::cpu::buffer::Shared;
-use crate::cpu::simd::{LANES, simd};
+use crate::cpu::simd::LANES;
 
 /// Values of a transformed tile.
 pub(super) const POINTS: usize = 36;
 
 /// One value of each of 16 tiles.
-type Lanes = [f32; LANES];
+pub(super) type Lanes = [f32; LANES];
 
 /// The tiles of a batch, counted row by row over all images.
 #[derive(Debug, Clone, Copy)]
@@ -41,11 +39,11 @@ pub(super) struct Segment {
     pub lane: usize,
     pub len: usize,
     /// The 16 tiles that it belongs to, counted from the first tile of the block.
-    group: usize,
+    pub group: usize,
 }
 
 /// The tiles `first..first + count` in segments, none across a multiple of 16 tiles of this block.
-fn segments(grid: Grid, first: usize, count: usize) -> Vec<Segment> {
+pub(super) fn segments(grid: Grid, first: usize, count: usize) -> Vec<Segment> {
     let mut found = Vec::with_capacity(count / grid.columns + count / LANES + 2);
     let mut at = 0;
     while at < count {
@@ -81,12 +79,46 @@ pub(super) struct Target<'a> {
     pub halve: bool,
 }
 
+/// Transformed tiles, `[panels, 36, channels, width]`, where a panel has `width` tiles, 16 or 32.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    pub values: Shared<'a>,
+    /// The channel that the matrices begin with.
+    pub first: usize,
+    pub channels: usize,
+    pub width: usize,
+}
+
+impl Panels<'_> {
+    /// Distance of the matrices of two points: not a power of two, which would put all 36 in the same cache sets.
+    fn pitch(channels: usize, width: usize) -> usize {
+        channels * width + 16
+    }
+
+    /// Values that some tiles take.
+    pub fn size(tiles: usize, channels: usize, width: usize) -> usize {
+        tiles.div_ceil(width) * POINTS * Self::pitch(channels, width)
+    }
+
+    /// Where the matrix of a point begins.
+    pub fn matrix(&self, panel: usize, point: usize) -> usize {
+        (panel * POINTS + point) * Self::pitch(self.channels, self.width)
+    }
+
+    /// Where the 16 tiles of a group begin for one channel, and the distance to the next point.
+    pub fn group(&self, group: usize, channel: usize) -> [usize; 2] {
+        let groups = self.width / LANES;
+        let start = self.matrix(group / groups, 0) + (channel - self.first) * self.width + group % groups * LANES;
+        [start, Self::pitch(self.channels, self.width)]
+    }
+}
+
 /// Columns of a row that 16 tiles see.
 const REACH: usize = 4 * LANES + 2;
 
 /// Reads the `N` by `N` values that each tile sees, `N` 6 or 4.
 #[inline(always)]
-fn gather<const WIDE: bool, const N: usize>(source: Source<'_>, channel: usize, segment: Segment, tiles: &mut [Lanes]) {
+pub(super) fn gather<const N: usize>(source: Source<'_>, channel: usize, segment: Segment, tiles: &mut [Lanes]) {
     let Segment { image, row, column, lane, len, .. } = segment;
     let [height, width] = source.size;
     let shift = usize::from(source.double);
@@ -100,12 +132,6 @@ fn gather<const WIDE: bool, const N: usize>(source: Source<'_>, channel: usize, 
             continue;
         }
         let stored = &plane[(y as usize >> shift) * width..][..width];
-        #[cfg(target_arch = "x86_64")]
-        if WIDE {
-            // SAFETY: `WIDE` code runs only where AVX-512 was found.
-            unsafe { super::avx512::spread::<N>(stored, x, source.double, tiles, lane, len) };
-            continue;
-        }
         spread::<N>(stored, x, source.double, tiles, lane, len);
     }
 }
@@ -129,175 +155,9 @@ fn spread<const N: usize>(stored: &[f32], x: isize, double: bool, tiles: &mut [L
     }
 }
 
-simd! {
-    /// `Bᵀ d B` of the tiles `first..first + count`; `tiles [36, channels, width]`, of which the first `count` columns,
-    /// rounded up to 16, are written.
-    pub(super) fn inputs(source: Source<'_>, grid: Grid, first: usize, count: usize, tiles: &mut [f32], width: usize) {
-        let segments = segments(grid, first, count);
-        let mut seen = [[0.0; LANES]; POINTS];
-        let mut half = [[0.0; LANES]; POINTS];
-        for channel in 0..source.channels {
-            for group in segments.chunk_by(|a, b| a.group == b.group) {
-                let at = group[0].group * LANES;
-                if count - at < LANES {
-                    seen = [[0.0; LANES]; POINTS];
-                }
-                for &segment in group {
-                    gather::<WIDE, 6>(source, channel, segment, &mut seen);
-                }
-                for j in 0..6 {
-                    for l in 0..LANES {
-                        let d = |i: usize| seen[6 * i + j][l];
-                        let out = input_line(d(0), d(1), d(2), d(3), d(4), d(5));
-                        for i in 0..6 {
-                            half[6 * i + j][l] = out[i];
-                        }
-                    }
-                }
-                for i in 0..6 {
-                    let mut whole = [[0.0; LANES]; 6];
-                    for l in 0..LANES {
-                        let d = |j: usize| half[6 * i + j][l];
-                        let out = input_line(d(0), d(1), d(2), d(3), d(4), d(5));
-                        for j in 0..6 {
-                            whole[j][l] = out[j];
-                        }
-                    }
-                    for j in 0..6 {
-                        let start = (6 * i + j) * pitch(source.channels, width) + channel * width + at;
-                        tiles[start..start + LANES].copy_from_slice(&whole[j]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One column of `Bᵀ d`.
-#[inline(always)]
-fn input_line(d0: f32, d1: f32, d2: f32, d3: f32, d4: f32, d5: f32) -> [f32; 6] {
-    let (even, odd) = (d4 - 4.0 * d2, d3 - 4.0 * d1);
-    let (even2, odd2) = (d4 - d2, 2.0 * (d3 - d1));
-    [4.0 * d0 - 5.0 * d2 + d4, even + odd, even - odd, even2 + odd2, even2 - odd2, 4.0 * d1 - 5.0 * d3 + d5]
-}
-
-simd! {
-    /// `A g Aᵀ` of the gradients of the tiles `first..first + count`, otherwise as [`inputs`].
-    pub(super) fn gradients(source: Source<'_>, grid: Grid, first: usize, count: usize, tiles: &mut [f32], width: usize) {
-        let segments = segments(grid, first, count);
-        let mut seen = [[0.0; LANES]; 16];
-        let mut half = [[0.0; LANES]; 24];
-        for channel in 0..source.channels {
-            for group in segments.chunk_by(|a, b| a.group == b.group) {
-                let at = group[0].group * LANES;
-                if count - at < LANES {
-                    seen = [[0.0; LANES]; 16];
-                }
-                for &segment in group {
-                    gather::<WIDE, 4>(source, channel, segment, &mut seen);
-                }
-                for j in 0..4 {
-                    for l in 0..LANES {
-                        let g = |i: usize| seen[4 * i + j][l];
-                        let out = gradient_line(g(0), g(1), g(2), g(3));
-                        for i in 0..6 {
-                            half[4 * i + j][l] = out[i];
-                        }
-                    }
-                }
-                for i in 0..6 {
-                    let mut whole = [[0.0; LANES]; 6];
-                    for l in 0..LANES {
-                        let g = |j: usize| half[4 * i + j][l];
-                        let out = gradient_line(g(0), g(1), g(2), g(3));
-                        for j in 0..6 {
-                            whole[j][l] = out[j];
-                        }
-                    }
-                    for j in 0..6 {
-                        let start = (6 * i + j) * pitch(source.channels, width) + channel * width + at;
-                        tiles[start..start + LANES].copy_from_slice(&whole[j]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One column of `A g`.
-#[inline(always)]
-fn gradient_line(g0: f32, g1: f32, g2: f32, g3: f32) -> [f32; 6] {
-    let (even, odd) = (g0 + g2, g1 + g3);
-    let (even2, odd2) = (g0 + 4.0 * g2, 2.0 * g1 + 8.0 * g3);
-    [g0, even + odd, even - odd, even2 + odd2, even2 - odd2, g3]
-}
-
-simd! {
-    /// `Aᵀ m A`, plus the bias, of the tiles `first..first + count` in `tiles [36, channels, width]`.
-    ///
-    /// No other task may write these tiles at the same time.
-    pub(super) fn outputs(
-        target: Target<'_>,
-        bias: Option<&[f32]>,
-        grid: Grid,
-        first: usize,
-        count: usize,
-        tiles: &[f32],
-        width: usize,
-    ) {
-        let mut half = [[0.0; LANES]; 24];
-        let mut whole = [[0.0; LANES]; 16];
-        let segments = segments(grid, first, count);
-        for channel in 0..target.channels {
-            let bias = bias.map_or(0.0, |bias| bias[channel]);
-            for group in segments.chunk_by(|a, b| a.group == b.group) {
-                let at = group[0].group * LANES;
-                for i in 0..6 {
-                    let mut points = [[0.0; LANES]; 6];
-                    for j in 0..6 {
-                        let start = (6 * i + j) * pitch(target.channels, width) + channel * width + at;
-                        points[j].copy_from_slice(&tiles[start..start + LANES]);
-                    }
-                    for l in 0..LANES {
-                        let m = |j: usize| points[j][l];
-                        let out = output_line(m(0), m(1), m(2), m(3), m(4), m(5));
-                        for j in 0..4 {
-                            half[4 * i + j][l] = out[j];
-                        }
-                    }
-                }
-                for j in 0..4 {
-                    for l in 0..LANES {
-                        let m = |i: usize| half[4 * i + j][l];
-                        let out = output_line(m(0), m(1), m(2), m(3), m(4), m(5));
-                        for i in 0..4 {
-                            whole[4 * i + j][l] = out[i] + bias;
-                        }
-                    }
-                }
-                for &segment in group {
-                    if target.halve {
-                        scatter_halved::<WIDE>(target, channel, segment, &whole);
-                    } else {
-                        scatter::<WIDE>(target, channel, segment, &whole);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One column of `Aᵀ m`.
-#[inline(always)]
-fn output_line(m0: f32, m1: f32, m2: f32, m3: f32, m4: f32, m5: f32) -> [f32; 4] {
-    let (sum, difference) = (m1 + m2, m1 - m2);
-    let (sum2, difference2) = (m3 + m4, m3 - m4);
-    [m0 + sum + sum2, difference + 2.0 * difference2, sum + 4.0 * sum2, difference + 8.0 * difference2 + m5]
-}
-
 /// Writes the 4 by 4 values of each tile as far as they lie inside.
 #[inline(always)]
-fn scatter<const WIDE: bool>(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
+pub(super) fn scatter(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
     let Segment { image, row, column, lane, len, .. } = segment;
     let [height, width] = target.size;
     let count = (4 * len).min(width - 4 * column);
@@ -306,12 +166,6 @@ fn scatter<const WIDE: bool>(target: Target<'_>, channel: usize, segment: Segmen
         let start = ((image * target.channels + channel) * height + 4 * row + i) * width + 4 * column;
         // SAFETY: each value belongs to one tile, and no other task writes this tile.
         let target = unsafe { target.values.range(start, count) };
-        #[cfg(target_arch = "x86_64")]
-        if WIDE {
-            // SAFETY: `WIDE` code runs only where AVX-512 was found.
-            unsafe { super::avx512::interleave(tiles, lane, target) };
-            continue;
-        }
         for (k, value) in target.iter_mut().enumerate() {
             *value = tiles[k % 4][lane + k / 4];
         }
@@ -320,7 +174,7 @@ fn scatter<const WIDE: bool>(target: Target<'_>, channel: usize, segment: Segmen
 
 /// Writes sums of 2 by 2 values.
 #[inline(always)]
-fn scatter_halved<const WIDE: bool>(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
+pub(super) fn scatter_halved(target: Target<'_>, channel: usize, segment: Segment, tiles: &[Lanes; 16]) {
     let Segment { image, row, column, lane, len, .. } = segment;
     let [height, width] = target.size.map(|n| n / 2);
     let count = (2 * len).min(width - 2 * column);
@@ -335,12 +189,6 @@ fn scatter_halved<const WIDE: bool>(target: Target<'_>, channel: usize, segment:
         let start = ((image * target.channels + channel) * height + 2 * row + i) * width + 2 * column;
         // SAFETY: each value belongs to one tile, and no other task writes this tile.
         let target = unsafe { target.values.range(start, count) };
-        #[cfg(target_arch = "x86_64")]
-        if WIDE {
-            // SAFETY: `WIDE` code runs only where AVX-512 was found.
-            unsafe { super::avx512::interleave_two(&sums, lane, target) };
-            continue;
-        }
         for (k, value) in target.iter_mut().enumerate() {
             *value = sums[k % 2][lane + k / 2];
         }
