@@ -2,7 +2,7 @@
 
 use crate::agreement::{self, Agreement};
 use crate::process::Process;
-use crate::results::{Measured, Memory, Results, Ways};
+use crate::results::{BUSY, Measured, Memory, Results, Ways};
 use crate::rows::{self, Row};
 use crate::{home, machine, page, python};
 use serde::Deserialize;
@@ -180,7 +180,12 @@ impl<'a> Bench<'a> {
         for found in &agreement {
             self.say(&found.to_string());
         }
+        let before = machine::busy().unwrap_or(0.0);
         let (torch_ms, smalti_ms, memory) = self.rounds(&ways)?;
+        let busy = machine::busy().unwrap_or(0.0).max(before);
+        if busy > BUSY {
+            self.say(&format!("warning: others use {:.0} % of the cores; measure again when they rest", busy * 100.0));
+        }
         Ok(Measured {
             name: self.row.name.clone(),
             title: self.row.title.clone(),
@@ -190,6 +195,7 @@ impl<'a> Bench<'a> {
             torch_ms,
             smalti_ms,
             memory,
+            busy,
             agreement,
             date: machine::today(),
             setup: setup.clone(),
@@ -230,7 +236,8 @@ impl<'a> Bench<'a> {
     /// Compares smalti's outputs with those of the first way that worked, the plain one, and with those of the one that competes.
     fn agree(&self, ways: &Ways) -> Result<Vec<Agreement>> {
         self.say("compare");
-        self.finish(self.smalti("check"), "check-smalti")?;
+        let mut checker = self.start(self.smalti("check"), "check-smalti")?;
+        checker.answer::<Value>(PATIENCE)?;
         let name = if self.row.commands.is_null() { "smalti" } else { "torch-smalti" };
         let ours = read_tensors(&self.folder.join(format!("{name}.safetensors")))?;
         let with = |variant: &str| {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use smalti::base::{Error, Result, files};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Instruction sets that decide how fast products are.
 const FLAGS: [&str; 9] =
@@ -15,6 +15,20 @@ const FLAGS: [&str; 9] =
 /// Number of cores.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Share of all cores that is in use just now, by whatever runs beside; `None` on systems that do not tell.
+pub fn busy() -> Option<f64> {
+    let ticks = || {
+        let stat = files::read_text(Path::new("/proc/stat")).ok()?;
+        let fields: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).flat_map(str::parse).collect();
+        // user, nice, system, idle, waiting for the disk, ...
+        Some((fields.iter().take(8).sum::<f64>(), fields.get(3)? + fields.get(4)?))
+    };
+    let (all, idle) = ticks()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let (all_later, idle_later) = ticks()?;
+    Some(1.0 - (idle_later - idle) / (all_later - all).max(1.0))
 }
 
 /// The folder of build outputs that this program lies in.

@@ -81,6 +81,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// As the program `smalti` has it.
+#[global_allocator]
+static ALLOCATOR: smalti::Keeping = smalti::Keeping::new();
+
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! The page of numbers, made from `benchmarks.json` and `notes.md`.
 
 use crate::home;
-use crate::results::{MEMORY_TARGET, Measured, Results};
+use crate::results::{BUSY, MEMORY_TARGET, Measured, Results};
 use crate::rows::{self, Row, Work};
 use serde_json::Value;
 use smalti::base::{Result, files};
@@ -113,6 +113,7 @@ fn times(rows: &[Row], results: &Results, setups: &[&Value]) -> String {
         };
         let (ratio, least, most) = found.ratio();
         let met = match found.met() {
+            _ if found.busy > BUSY => "the machine was in use",
             Some(true) => "met",
             Some(false) => "**missed**",
             None => "",

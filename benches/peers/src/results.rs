@@ -11,6 +11,9 @@ use std::path::Path;
 /// The most of PyTorch's memory that smalti may take.
 pub const MEMORY_TARGET: f64 = 0.6;
 
+/// Share of the cores that others may use while a row is measured.
+pub const BUSY: f64 = 0.1;
+
 /// Everything that was measured, one entry for each row.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
@@ -37,6 +40,9 @@ pub struct Measured {
     pub smalti_ms: Vec<f64>,
     /// Largest resident memory of both processes.
     pub memory: Memory,
+    /// Share of the cores that others used before or after the rounds, whichever was more. Above [`BUSY`] times say little.
+    #[serde(default)]
+    pub busy: f64,
     /// How far outputs differ.
     pub agreement: Vec<Agreement>,
     /// Day of the run.

@@ -13,6 +13,10 @@ use screen::Screen;
 use smalti::Error;
 use std::process::ExitCode;
 
+/// Networks ask for the same large blocks again and again.
+#[global_allocator]
+static ALLOCATOR: smalti::Keeping = smalti::Keeping::new();
+
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;

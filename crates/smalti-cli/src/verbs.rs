@@ -13,9 +13,7 @@ use smalti::{Progress, Result, bench, edit, evaluate, generate, reconstruct, tok
 /// # Errors
 /// What the engine returns.
 pub fn run(cli: Cli, screen: &Screen) -> Result<()> {
-    if let Some(threads) = cli.settings.threads {
-        smalti::base::threads::set(threads)?;
-    }
+    cli.settings.apply()?;
     let terminal = Terminal::new(cli.quiet, cli.verbose, stop_flag());
     let settings = &cli.settings;
     let session = Session { screen, progress: &terminal, dry_run: cli.dry_run };

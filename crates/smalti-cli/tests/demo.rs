@@ -72,3 +72,16 @@ fn reduced_weights_are_said_and_measured() {
     assert!((number("bits_per_token") - number("bits_per_token_f32")).abs() < 0.01, "{facts}");
     assert!(number("logit_difference_mean") < 0.05 && number("changed_argmax") < 0.05, "{facts}");
 }
+
+/// Direct sums round otherwise than the fast algorithm: by less than a level of a pixel here and there.
+#[test]
+fn direct_convolution_gives_the_same_reconstruction() {
+    let root = root();
+    let (model, data) = (root.join("assets/demo"), root.join("assets/emoji3d/validation.tar"));
+    let psnr = |extra: &[&str]| {
+        let facts = stage::json_of(&[&["evaluate", stage::text(&model), "--data", stage::text(&data)], extra].concat());
+        facts["tokenizer"]["psnr"].as_f64().unwrap()
+    };
+    let (fast, direct) = (psnr(&[]), psnr(&["--direct-convolution"]));
+    assert!(fast != direct && (fast - direct).abs() < 1e-3, "{fast} and {direct}");
+}

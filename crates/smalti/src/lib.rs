@@ -27,6 +27,7 @@ pub use smalti_base as base;
 pub use smalti_base::{Error, Progress, Result};
 pub use smalti_data as data;
 pub use smalti_eval as eval;
+pub use smalti_kernels::Keeping;
 pub use smalti_models as models;
 pub use smalti_nn as nn;
 pub use smalti_train as training;

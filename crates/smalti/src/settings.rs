@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
-use smalti_base::{Result, device};
+use smalti_base::{Result, device, threads};
 
 /// Settings that all verbs share.
 ///
@@ -19,6 +19,9 @@ pub struct Settings {
     /// Threads that compute; as many at most prepare images [default: one for each core]
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
+    /// Convolve by direct sums on the CPU: slower, with a tenth of the rounding error
+    #[arg(long, global = true)]
+    pub direct_convolution: bool,
 }
 
 impl Settings {
@@ -30,6 +33,17 @@ impl Settings {
         let best = || device::known().first().copied().unwrap_or("cpu").to_string();
         let name = self.device.clone().unwrap_or_else(best);
         device::open(&name).map(|_: Device| name)
+    }
+
+    /// Applies what holds for the whole process; once, before anything computes.
+    ///
+    /// # Errors
+    /// As [`threads::set`].
+    pub fn apply(&self) -> Result<()> {
+        if self.direct_convolution {
+            smalti_kernels::set_convolution(smalti_kernels::Convolution::Direct);
+        }
+        self.threads.map_or(Ok(()), threads::set)
     }
 
     /// The seed, 0 if none was given.
