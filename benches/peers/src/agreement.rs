@@ -101,11 +101,11 @@ impl std::fmt::Display for Agreement {
             Tolerance::Largest(_) => {
                 write!(
                     f,
-                    "{output}: largest difference {largest:.1e}, {found:.1e} of the largest value (limit {allowed:.0e})"
+                    "{output}: largest difference {largest:.1e}, {found:.1e} of the largest value (limit {allowed:e})"
                 )
             }
             Tolerance::Length { .. } => {
-                write!(f, "{output}: largest difference {largest:.1e}, {found:.1e} of the length (limit {allowed:.0e})")
+                write!(f, "{output}: largest difference {largest:.1e}, {found:.1e} of the length (limit {allowed:e})")
             }
         }
     }

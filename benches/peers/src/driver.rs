@@ -223,7 +223,9 @@ impl<'a> Bench<'a> {
                 Err(error) => {
                     let error = error.to_string();
                     self.say(&format!("PyTorch, {variant}: left out: {error}"));
-                    dropped.insert(variant.clone(), error.lines().next().unwrap_or_default().to_string());
+                    // The messages behind it are for the screen: they name files of this machine.
+                    let reason = error.split("; its last messages").next().unwrap_or_default();
+                    dropped.insert(variant.clone(), reason.to_string());
                 }
             }
         }

@@ -17,7 +17,7 @@ def compiled(function, variant):
     if "compile" not in variant:
         return function
     if "freezing" in variant:
-        import torch._inductor.config
+        from torch._inductor import config
 
-        torch._inductor.config.freezing = True
+        config.freezing = True
     return torch.compile(function)

@@ -49,7 +49,11 @@ class Tokenize:
 
     def __init__(self, row, folder, variant):
         self.row, self.folder = row, folder
-        self.workers, self.channels_last = int(variant.split()[0]), "channels_last" in variant
+        workers, self.channels_last = int(variant.split()[0]), "channels_last" in variant
+        # Workers are started anew, since a fork of a process whose threads have computed can hang, and once for all runs.
+        kept = {"persistent_workers": True, "multiprocessing_context": "spawn"} if workers else {}
+        images = Folder(folder / "images", row["model"]["image_size"])
+        self.loader = DataLoader(images, batch_size=row["batch"], num_workers=workers, **kept)
 
     @torch.inference_mode()
     def run(self):
@@ -59,9 +63,7 @@ class Tokenize:
         model.eval()
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
-        images = Folder(self.folder / "images", c["image_size"])
-        loader = DataLoader(images, batch_size=self.row["batch"], num_workers=self.workers)
-        codes = torch.cat([model.encode(self.ordered(batch)) for batch in loader])
+        codes = torch.cat([model.encode(self.ordered(batch)) for batch in self.loader])
         files.save(self.folder, "torch-tokens", {"codes": codes.int()})
         return codes
 

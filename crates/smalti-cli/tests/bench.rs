@@ -36,6 +36,8 @@ fn bench_refuses_what_it_cannot_time() {
     assert!(error.contains("did you mean `conv2d`?"), "{error}");
     let error = stage::error_of(&["bench", "--seconds", "0"], 1);
     assert!(error.contains("--seconds"), "{error}");
+    let error = stage::error_of(&["bench", "--weights", "int8"], 1);
+    assert!(error.contains("none of the models is a generator"), "{error}");
     let error = stage::error_of(&["bench", "--batch", "0"], 1);
     assert!(error.contains("--batch") && error.contains("1..="), "{error}");
     let mut command = Command::cargo_bin("smalti").unwrap();

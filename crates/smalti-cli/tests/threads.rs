@@ -29,7 +29,22 @@ fn a_picture() {
     assert!(pictures[0] == pictures[1] && pictures[1] == pictures[2]);
 }
 
-/// So do the backward passes of transformers.
+/// So do the backward passes of convolutional networks with their losses.
+#[test]
+fn the_training_of_a_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = ["1", "2", "3"].map(|threads| {
+        let out = folder.path().join(threads);
+        let recipe = ["train", "recipes/vqgan/emoji3d-64.toml", "--out", stage::text(&out)];
+        let small = ["schedule.steps=2", "batch.size=4", "evaluation.images=1", "evaluation.pictures=1"];
+        let loss = ["task.loss.adversarial={ kind = \"hinge\", weight = 0.8, start_step = 0, adaptive = true }"];
+        run(threads, &[&recipe[..], &small, &loss].concat());
+        std::fs::read(out.join("checkpoints/step-00000002/model.safetensors")).unwrap()
+    });
+    assert!(weights[0] == weights[1] && weights[1] == weights[2]);
+}
+
+/// And those of transformers.
 #[test]
 fn the_training_of_a_generator() {
     let folder = tempfile::tempdir().unwrap();

@@ -93,10 +93,15 @@ impl Keeping {
         self.trim();
         let Ok(layout) = Layout::from_size_align(size, ALIGN) else { return std::ptr::null_mut() };
         // SAFETY: the size is not zero.
-        let block = unsafe { if zeroed { System.alloc_zeroed(layout) } else { System.alloc(layout) } };
+        let ask = || unsafe { if zeroed { System.alloc_zeroed(layout) } else { System.alloc(layout) } };
+        let mut block = ask();
         if block.is_null() {
-            self.with(|state| state.used_bytes -= size);
+            while let Some(kept) = self.with(State::oldest) {
+                release(kept);
+            }
+            block = ask();
         }
+        self.with(|state| if block.is_null() { state.used_bytes -= size } else { state.rise() });
         block
     }
 
@@ -124,9 +129,14 @@ impl State {
     /// Counts a block of this size as used: one that is kept, or none where the system has to give one.
     fn take(&mut self, size: usize) -> Option<*mut u8> {
         self.used_bytes += size;
-        self.peak_bytes = self.peak_bytes.max(self.used_bytes);
         let at = self.kept[..self.count].iter().rposition(|block| block.size == size)?;
+        self.rise();
         Some(self.remove(at).start)
+    }
+
+    /// Counts what is in use now, all of which was got.
+    fn rise(&mut self) {
+        self.peak_bytes = self.peak_bytes.max(self.used_bytes);
     }
 
     /// Whether there was room for it.
@@ -149,8 +159,12 @@ impl State {
         block
     }
 
+    fn oldest(&mut self) -> Option<Block> {
+        (self.count > 0).then(|| self.remove(0))
+    }
+
     fn surplus(&mut self) -> Option<Block> {
-        (self.count > 0 && self.kept_bytes + self.used_bytes > self.peak_bytes).then(|| self.remove(0))
+        if self.kept_bytes + self.used_bytes > self.peak_bytes { self.oldest() } else { None }
     }
 }
 
@@ -233,6 +247,10 @@ mod tests {
             assert!(grown.read() == 3 && grown.add(small.size() - 1).read() == 3);
             keeping.with(|state| assert!(state.kept_bytes + state.used_bytes <= state.peak_bytes));
             keeping.dealloc(grown, Layout::array::<u8>(2 << 20).unwrap());
+            // What cannot be had does not count, and what was kept is given back for it.
+            let peak = keeping.with(|state| state.peak_bytes);
+            assert!(keeping.alloc(Layout::from_size_align(1 << 60, 64).unwrap()).is_null());
+            keeping.with(|state| assert!(state.count == 0 && state.peak_bytes == peak));
         }
         keeping.with(|state| assert!(state.used_bytes == 0 && state.kept_bytes <= state.peak_bytes));
         while let Some(block) = keeping.with(|state| (state.count > 0).then(|| state.remove(0))) {

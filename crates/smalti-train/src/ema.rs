@@ -65,27 +65,26 @@ impl<M: Module> Emptied<M> {
     }
 }
 
-/// Copies to `average` what is not trained: running statistics, EMA codebooks. Both have the same structure.
-pub fn follow_untrained<M: Module>(average: M, model: &M) -> M {
+/// Moves `average` towards `model`, for what [`crate::AdamW::step`] did not: trained parameters by `decay`, or not at all; what is
+/// not trained (running statistics, EMA codebooks) is copied. Both have the same structure.
+pub fn follow<M: Module>(average: M, model: &M, decay: Option<f64>) -> M {
     #[derive(Default)]
-    struct Collect(Vec<Option<Tensor<1>>>);
+    struct Collect(Vec<(Tensor<1>, bool)>);
     impl ModuleVisitor for Collect {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val();
-            let size = value.shape().num_elements();
-            self.0.push((!value.is_require_grad()).then(|| value.inner().reshape([size])));
-        }
-    }
-    struct Follow(std::vec::IntoIter<Option<Tensor<1>>>);
-    impl ModuleMapper for Follow {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            match self.0.next() {
-                Some(Some(new)) => param.map(|old| new.reshape(old.shape())),
-                _ => param,
-            }
+            let (size, trained) = (value.shape().num_elements(), value.is_require_grad());
+            self.0.push((value.inner().reshape([size]), trained));
         }
     }
     let mut collected = Collect::default();
     model.visit(&mut collected);
-    average.map(&mut Follow(collected.0.into_iter()))
+    let (emptied, averages) = take_out(average);
+    let followed = averages.into_iter().zip(collected.0).map(|(old, (new, trained))| match (trained, decay) {
+        (false, _) => new,
+        (true, Some(decay)) => old * decay + new * (1.0 - decay),
+        (true, None) => old,
+    });
+    let followed = followed.collect();
+    emptied.fill(followed)
 }

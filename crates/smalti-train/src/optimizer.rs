@@ -96,7 +96,7 @@ impl AdamW {
     }
 
     /// One step; parameters without a gradient stay as they are. `average` has the structure of `model`, and its trained
-    /// parameters follow those of the model in the same pass; for the others see [`ema::follow_untrained`].
+    /// parameters follow those of the model in the same pass; for the others see [`ema::follow`].
     pub fn step<M: Module>(
         &mut self,
         model: M,

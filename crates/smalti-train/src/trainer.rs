@@ -224,9 +224,14 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let rate_factor = self.recipe.schedule.factor(step);
         let average_decay = self.recipe.ema.as_ref().map(|ema| ema.decay_at(step));
         let pace = Pace { update: self.state.updates, rate_factor, average_decay, clip };
-        let (model, average) = self.optimizer.step(self.model, self.average, &mut sum, &pace);
+        // The average follows in the optimiser's pass, unless the objective changes weights after it, such as codes that revive.
+        let (in_pass, after) = if stats.is_none() { (self.average, None) } else { (None, self.average) };
+        let (model, average) = self.optimizer.step(self.model, in_pass, &mut sum, &pace);
         let (model, counts) = self.objective.update(model, stats, step);
-        self.average = average.map(|average| ema::follow_untrained(average, &model));
+        self.average = match after {
+            Some(average) => Some(ema::follow(average, &model, average_decay)),
+            None => average.map(|average| ema::follow(average, &model, None)),
+        };
         self.model = model;
         for (name, count) in counts {
             add(&mut self.window.counts, name, count);

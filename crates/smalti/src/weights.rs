@@ -99,7 +99,10 @@ impl Differences {
             for (a, b) in exact.iter().zip(reduced) {
                 let difference = f64::from((a - b).abs());
                 self.sum += difference;
-                self.largest = self.largest.max(difference);
+                // Not `max`, which would hide a difference that is no number.
+                if difference > self.largest || difference.is_nan() {
+                    self.largest = difference;
+                }
             }
             self.logits += vocabulary as u64;
             self.changed += u64::from(argmax(exact) != argmax(reduced));

@@ -88,7 +88,8 @@ fn normal_cdf(x: f32) -> f32 {
 #[inline(always)]
 fn bent_cdf(x: f32) -> [f32; 2] {
     const FACTOR: f32 = 2.0 * 0.797_884_6;
-    let square = x * x;
+    // Far out the distribution function is 0 or 1: no square that is infinite.
+    let square = (x * x).min(1e10);
     let s = 1.0 / (1.0 + exp(-FACTOR * x * (1.0 + 0.044_715 * square)));
     [s, s * (1.0 - s) * FACTOR * (1.0 + 3.0 * 0.044_715 * square)]
 }

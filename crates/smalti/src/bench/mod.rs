@@ -18,6 +18,9 @@ use smalti_base::{Error, Progress, Result, device};
 use smalti_nn::dense::WeightPrecision;
 use std::path::PathBuf;
 
+/// Most images at the same time.
+const MOST: usize = 256;
+
 /// What `bench` is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
@@ -86,8 +89,8 @@ pub fn plan(args: &BenchArgs, settings: &Settings) -> Result<BenchPlan> {
     if !(args.seconds > 0.0 && args.seconds <= 60.0) {
         return Err(Error::invalid("--seconds", format!("{} is not above 0 and at most 60", args.seconds)));
     }
-    if let Some(batch) = args.batch.iter().find(|batch| !(1..=4096).contains(*batch)) {
-        return Err(Error::invalid("--batch", format!("{batch} is not in 1..=4096")));
+    if let Some(batch) = args.batch.iter().find(|batch| !(1..=MOST).contains(*batch)) {
+        return Err(Error::invalid("--batch", format!("{batch} is not in 1..={MOST}")));
     }
     let all = kernels::names();
     let wanted = |name: &String| args.only.as_ref().map_or(args.models.is_empty(), |only| name.contains(only));
@@ -97,14 +100,20 @@ pub fn plan(args: &BenchArgs, settings: &Settings) -> Result<BenchPlan> {
         return Err(Error::unknown("--only", "kernel", only, kinds));
     }
     let device = settings.device_name()?;
+    let models: Vec<_> = args.models.iter().map(|path| models::Subject::find(path)).collect::<Result<_>>()?;
+    let weights = args.weights.resolve(&device)?;
+    if weights != WeightPrecision::F32 && !models.iter().any(models::Subject::generates) {
+        let hint = "give a bundle or a recipe that has one, or leave --weights away";
+        return Err(Error::invalid_hint("--weights", "none of the models is a generator", hint));
+    }
     Ok(BenchPlan {
-        weights: args.weights.resolve(&device)?,
+        weights,
         device,
         threads: smalti_base::threads::count(),
         seconds: args.seconds,
         kernels,
         batch: args.batch.clone(),
-        models: args.models.iter().map(|path| models::Subject::find(path)).collect::<Result<_>>()?,
+        models,
     })
 }
 

@@ -63,6 +63,14 @@ impl Subject {
         Ok(Self { name: plan.name.clone(), fresh: false, source: Source::Bundle(Box::new(plan)) })
     }
 
+    /// Whether it has a generator.
+    pub(super) fn generates(&self) -> bool {
+        match &self.source {
+            Source::Bundle(plan) => plan.has_generator(),
+            Source::Recipe(task) => matches!(**task, Task::Generator(_)),
+        }
+    }
+
     /// Times what the model can do, for each batch size.
     pub(super) fn measure(
         &self,

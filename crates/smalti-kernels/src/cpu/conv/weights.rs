@@ -27,7 +27,7 @@ pub(super) fn backward(g: Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let seen = Source { values: x, channels: g.inputs, size: g.size, double: g.upsample, padding };
     let given = Source { values: dy, channels: g.outputs, size: g.result, double: false, padding: [0; 2] };
     let held = HELD / (POINTS * (g.inputs + g.outputs)) / DEPTH * DEPTH;
-    let tiles = held.max(DEPTH).min(grid.len().next_multiple_of(LANES));
+    let tiles = held.max(DEPTH).min(grid.len().next_multiple_of(LANES)).max(LANES);
     let seen = Side { source: seen, width: WIDTH, tiles };
     let given = Side { source: given, width: ROWS, tiles };
     let mut dw = vec![0.0; g.outputs * g.inputs * 9];
