@@ -45,6 +45,15 @@ impl Layout {
             Self::Pyramid { levels } => levels.iter().map(|(h, w)| h * w).sum(),
         }
     }
+
+    /// Rows and columns of the finest level, which are those of the tokenizer's latents; a sequence is one row.
+    pub fn finest(&self) -> (usize, usize) {
+        match self {
+            Self::Grid { h, w } | Self::Stack { h, w, .. } => (*h, *w),
+            Self::Sequence { n } => (1, *n),
+            Self::Pyramid { levels } => levels.last().copied().unwrap_or_default(),
+        }
+    }
 }
 
 impl std::fmt::Display for Layout {

@@ -3,7 +3,7 @@
 use crate::cache::KeyValueCache;
 use crate::dense::Dense;
 use crate::init::Init;
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
 use smalti_kernels::packed_linears;
@@ -26,13 +26,22 @@ impl Visible {
         if prefix <= 1 {
             return Self::Past;
         }
-        let query_and_key = (0..n * n).map(|i| (i / n, i % n));
-        let hidden: Vec<bool> = query_and_key.map(|(q, k)| k > q && (q >= prefix || k >= prefix)).collect();
+        Self::unless(n, |q, k| k > q && (q >= prefix || k >= prefix), device)
+    }
+
+    /// The own group and those before it, of groups with so many tokens each.
+    pub fn past_groups(sizes: &[usize], device: &Device) -> Self {
+        let group: Vec<usize> = sizes.iter().enumerate().flat_map(|(i, size)| vec![i; *size]).collect();
+        Self::unless(group.len(), |q, k| group[k] > group[q], device)
+    }
+
+    fn unless(n: usize, hides: impl Fn(usize, usize) -> bool, device: &Device) -> Self {
+        let hidden: Vec<bool> = (0..n * n).map(|i| hides(i / n, i % n)).collect();
         Self::Except(Tensor::from_data(TensorData::new(hidden, [1, 1, n, n]), device))
     }
 }
 
-/// Self-attention with separate projections for queries, keys, values and the output, all with biases.
+/// Self-attention with separate projections for queries, keys, values and the output.
 #[derive(Module, Debug)]
 pub struct SelfAttention {
     /// `[d, d]`.
@@ -47,14 +56,23 @@ pub struct SelfAttention {
     pub dropout: Dropout,
     /// Number of heads; divides the width.
     pub heads: usize,
+    /// Of the products of queries and keys, beside `1 / sqrt(d / heads)`.
+    pub factor: f64,
+    /// Scales queries and keys to unit length instead; their products get this factor for each head, as a logarithm
+    /// `[heads]` that counts up to ln 100 (Swin Transformer V2, arXiv 2111.09883).
+    pub log_scale: Option<Param<Tensor<1>>>,
 }
+
+/// The largest factor of products of unit queries and keys.
+const MOST: f64 = 100.0;
 
 impl SelfAttention {
     /// Attention over `width` channels; `dropout` in `0..1` acts on the attention weights.
     pub fn new(width: usize, heads: usize, dropout: f64, init: Init, device: &Device) -> Self {
         let dense = || Dense::new(width, width, init, device);
         let dropout = DropoutConfig::new(dropout).init();
-        Self { query: dense(), key: dense(), value: dense(), output: dense(), dropout, heads }
+        let [query, key, value, output] = std::array::from_fn(|_| dense());
+        Self { query, key, value, output, dropout, heads, factor: 1.0, log_scale: None }
     }
 
     /// Mixes the tokens.
@@ -95,7 +113,16 @@ impl SelfAttention {
             }
             _ => layers.map(|layer| layer.forward(x_bnd.clone())),
         };
-        projected.map(|x| x.reshape([b, n, self.heads, d / self.heads]).swap_dims(1, 2))
+        let [q, k, v] = projected.map(|x| x.reshape([b, n, self.heads, d / self.heads]));
+        let (q, k) = match &self.log_scale {
+            Some(log_scale) => {
+                let scale = log_scale.val().clamp_max(MOST.ln()).exp() * ((d / self.heads) as f64).sqrt();
+                (unit(q) * scale.reshape([1, 1, self.heads, 1]), unit(k))
+            }
+            None if self.factor == 1.0 => (q, k),
+            None => (q * self.factor, k),
+        };
+        [q, k, v].map(|x| x.swap_dims(1, 2))
     }
 
     fn merge(&self, mixed_bhnd: Tensor<4>) -> Tensor<3> {
@@ -121,6 +148,12 @@ impl SelfAttention {
         };
         self.dropout.forward(activation::softmax(scores, 3)).matmul(v)
     }
+}
+
+/// Scaled to unit length along the last axis; zero stays zero.
+fn unit(x: Tensor<4>) -> Tensor<4> {
+    let norm = x.clone().square().sum_dim(3).clamp_min(1e-24).sqrt();
+    x / norm
 }
 
 #[cfg(test)]
@@ -168,6 +201,20 @@ mod tests {
             let parts = Tensor::cat(parts.collect(), 1);
             assert!(difference(whole, parts) < 1e-5);
             assert_eq!(cache.length(), 6);
+        }
+    }
+
+    #[test]
+    fn a_cache_of_groups_equals_the_mask_of_groups() {
+        let device = Device::flex();
+        let mut layer = SelfAttention::new(16, 2, 0.0, Init::Normal(0.3), &device);
+        let x = input(2, 7, 16);
+        for unit in [false, true] {
+            layer.log_scale = unit.then(|| Init::Ones.param([2], &device));
+            let whole = layer.forward(x.clone(), &Visible::past_groups(&[1, 4, 2], &device));
+            let mut cache = KeyValueCache::of_groups(8);
+            let parts = [1, 4, 2].map(|n| layer.decode(x.clone().narrow(1, cache.length(), n), &mut cache));
+            assert!(difference(whole, Tensor::cat(parts.to_vec(), 1)) < 1e-5);
         }
     }
 

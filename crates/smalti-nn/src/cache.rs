@@ -1,7 +1,7 @@
 //! Keys and values of the tokens that a causal model has seen.
 
 use burn::tensor::Tensor;
-use smalti_kernels::cached_attention;
+use smalti_kernels::{attention, cached_attention};
 
 /// The keys and values of one layer, in memory taken once for the longest sequence.
 #[derive(Debug)]
@@ -11,13 +11,20 @@ pub struct KeyValueCache {
     length: usize,
     capacity: usize,
     prefix: usize,
+    /// Whether tokens that are added together see each other.
+    groups: bool,
 }
 
 impl KeyValueCache {
     /// An empty cache for at most `capacity` tokens, the first `prefix` of which see each other in both directions.
     /// Memory is taken at the first [`Self::attend`].
     pub fn new(capacity: usize, prefix: usize) -> Self {
-        Self { keys: None, values: None, length: 0, capacity, prefix }
+        Self { keys: None, values: None, length: 0, capacity, prefix, groups: false }
+    }
+
+    /// An empty cache for at most `capacity` tokens, in which those that are added together see each other.
+    pub fn of_groups(capacity: usize) -> Self {
+        Self { groups: true, ..Self::new(capacity, 0) }
     }
 
     /// Tokens seen.
@@ -31,7 +38,8 @@ impl KeyValueCache {
     }
 
     /// Adds new tokens, and mixes for each of them the values of those that it sees: itself, all before it, and in the
-    /// prefix the whole prefix. A prefix must be added whole. How tokens are grouped into calls changes nothing.
+    /// prefix the whole prefix. A prefix must be added whole. How tokens are grouped into calls changes nothing, but in a
+    /// cache of groups, where a token sees all those that are added with it.
     ///
     /// # Shapes
     /// `[b, h, new, d]` each to the same. The capacity must not be exceeded.
@@ -40,9 +48,13 @@ impl KeyValueCache {
         let keys = write(self.keys.take(), keys_bhnd, first, self.capacity);
         let values = write(self.values.take(), values_bhnd, first, self.capacity);
         self.length += new;
+        (self.keys, self.values) = (Some(keys.clone()), Some(values.clone()));
+        if self.groups {
+            let seen = |memory: Tensor<4>| memory.narrow(2, 0, self.length);
+            return attention(q_bhnd, seen(keys), seen(values), false, None);
+        }
         let prefix = self.prefix.min(self.length);
         let visible: Vec<usize> = (first + 1..=self.length).map(|place| place.max(prefix)).collect();
-        (self.keys, self.values) = (Some(keys.clone()), Some(values.clone()));
         cached_attention(q_bhnd, keys, values, &visible)
     }
 }

@@ -31,6 +31,18 @@ impl Init {
         Param::uninitialized(ParamId::new(), fill, device.clone(), true, Shape::from(shape))
     }
 
+    /// A trainable matrix whose columns follow several laws: so many for each, from left to right.
+    pub fn columns(rows: usize, groups: &[(usize, Self)], device: &Device) -> Param<Tensor<2>> {
+        let shape = Shape::from([rows, groups.iter().map(|(columns, _)| columns).sum()]);
+        let groups = groups.to_vec();
+        let fill = move |device: &Device, require_grad: bool| {
+            let parts = groups.iter().map(|(columns, init)| init.draw([rows, *columns], device));
+            let value = Tensor::cat(parts.collect(), 1);
+            if require_grad { value.require_grad() } else { value }
+        };
+        Param::uninitialized(ParamId::new(), fill, device.clone(), true, shape)
+    }
+
     /// A tensor of fresh values.
     pub fn draw<const D: usize>(self, shape: [usize; D], device: &Device) -> Tensor<D> {
         match self {

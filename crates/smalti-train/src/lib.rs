@@ -42,7 +42,7 @@ pub fn run(recipe: &Recipe, out: &Path, device: &Device, progress: &dyn Progress
             let objective = GeneratorObjective::open(recipe, task, device)?;
             let folder = RunFolder::open(out, &recipe.table()?)?;
             device.seed(recipe.seed);
-            let model = initialised(task.model.init(&trained_on)?);
+            let model = initialised(objective.init(&trained_on)?);
             trainer::train(&objective, model, recipe, &folder, device, progress)
         }
     }

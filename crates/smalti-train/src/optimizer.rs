@@ -132,16 +132,25 @@ impl AdamW {
 }
 
 /// What changes from step to step.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pace {
     /// Updates before this one.
     pub update: u64,
     /// The schedule's factor of the learning rate.
     pub rate_factor: f64,
+    /// The schedule's factor of the weight decay.
+    pub weight_decay_factor: f64,
     /// Share of the old average of the weights.
     pub average_decay: Option<f64>,
     /// Factors of the gradients of some parameters, such as those of clipping.
     pub clip: Vec<(HashSet<ParamId>, f64)>,
+}
+
+impl Default for Pace {
+    /// The first step at the peak rate.
+    fn default() -> Self {
+        Self { update: 0, rate_factor: 1.0, weight_decay_factor: 1.0, average_decay: None, clip: Vec::new() }
+    }
 }
 
 impl Pace {
@@ -240,7 +249,7 @@ impl ModuleMapper for Step<'_> {
         let settings = smalti_kernels::AdamW {
             gradient_factor: self.pace.gradient_factor(param.id),
             rate: self.settings.rate * group.rate_factor,
-            weight_decay: group.weight_decay,
+            weight_decay: group.weight_decay * self.pace.weight_decay_factor,
             ..self.settings
         };
         // Taken out of where they are kept so that the update works in place.

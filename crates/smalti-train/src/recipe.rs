@@ -200,6 +200,7 @@ impl Recipe {
                 return Err(Error::invalid(format!("{place}: {key}"), "is 0, expected at least 1"));
             }
         }
+        self.schedule.check(place)?;
         if let Task::Generator(task) = &self.task {
             let reads_text = matches!(task.model.condition(), ConditionConfig::Text { .. });
             let problem = match (&task.text, reads_text) {

@@ -223,7 +223,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
     fn apply(mut self, mut sum: GradientsParams, clip: Clip, stats: Option<Stats>, step: u64) -> Self {
         let rate_factor = self.recipe.schedule.factor(step);
         let average_decay = self.recipe.ema.as_ref().map(|ema| ema.decay_at(step));
-        let pace = Pace { update: self.state.updates, rate_factor, average_decay, clip };
+        let weight_decay_factor = self.recipe.schedule.weight_decay_factor(step);
+        let pace = Pace { update: self.state.updates, rate_factor, weight_decay_factor, average_decay, clip };
         // The average follows in the optimiser's pass, unless the objective changes weights after it, such as codes that revive.
         let (in_pass, after) = if stats.is_none() { (self.average, None) } else { (None, self.average) };
         let (model, average) = self.optimizer.step(self.model, in_pass, &mut sum, &pace);

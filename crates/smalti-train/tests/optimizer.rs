@@ -135,7 +135,7 @@ fn clipping_acts_on_its_part() {
         for update in 0..2 {
             let part = gradients::select(&net, |path| path.starts_with("first"));
             let clip = if clip && update == 1 { vec![(part, 0.25)] } else { Vec::new() };
-            let pace = Pace { update, rate_factor: 1.0, average_decay: None, clip };
+            let pace = Pace { update, clip, ..Pace::default() };
             net = optimizer.step(net.clone(), None, &mut gradients_of(&net), &pace).0;
         }
         [values(net.first.bias.val())[0], values(net.second.bias.val())[0]]

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 const FILES: &[(&str, &str)] = &[
     ("fsq", include_str!("../../../../checkpoints/fsq.toml")),
     ("maskgit", include_str!("../../../../checkpoints/maskgit.toml")),
+    ("var", include_str!("../../../../checkpoints/var.toml")),
     ("vq", include_str!("../../../../checkpoints/vq.toml")),
     ("vqgan", include_str!("../../../../checkpoints/vqgan.toml")),
 ];

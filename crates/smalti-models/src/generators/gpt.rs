@@ -66,6 +66,7 @@ impl GptConfig {
         Size {
             place: "gpt",
             tokens: &self.tokens,
+            pyramid: false,
             condition: &self.condition,
             condition_dropout: self.condition_dropout,
             width: self.width,

@@ -121,6 +121,7 @@ impl MaskGitConfig {
         Size {
             place: "maskgit",
             tokens: &self.tokens,
+            pyramid: false,
             condition: &self.condition,
             condition_dropout: self.condition_dropout,
             width: self.width,
@@ -268,13 +269,7 @@ impl MaskGit {
         masks: &[Vec<bool>],
         label_smoothing: f32,
     ) -> GeneratorLoss {
-        let predictions = self.masked_predictions(codes, condition_ids, masks);
-        let loss = predictions.cross_entropy(label_smoothing);
-        let plain = match label_smoothing == 0.0 {
-            true => loss.clone(),
-            false => Predictions { logits: predictions.logits.detach(), ..predictions }.cross_entropy(0.0),
-        };
-        GeneratorLoss { loss, nats_per_token: plain.detach() }
+        self.masked_predictions(codes, condition_ids, masks).smoothed_loss(label_smoothing)
     }
 
     /// Logits over the whole table. Only masked tokens have a weight.

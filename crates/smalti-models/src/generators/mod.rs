@@ -4,13 +4,16 @@ pub mod condition;
 pub mod gpt;
 pub mod maskgit;
 pub mod request;
+pub mod var;
 
 pub use condition::ConditionConfig;
 pub use gpt::{Gpt, GptConfig};
 pub use maskgit::{MaskGit, MaskGitConfig};
 pub use request::{ImageRequest, Known, Request};
+pub use var::{Var, VarConfig};
 
 use crate::Codes;
+use crate::quantizers::QuantizerModel;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -76,7 +79,6 @@ pub struct Predictions {
 }
 
 impl Predictions {
-    /// The cross-entropy of the tokens, whose label smoothing spreads that share of the target over all logits.
     fn cross_entropy(&self, label_smoothing: f32) -> Tensor<1> {
         let Self { logits, targets, weights } = self.clone();
         smalti_kernels::softmax_cross_entropy(logits, targets, weights, label_smoothing)
@@ -84,8 +86,17 @@ impl Predictions {
 
     /// The loss without label smoothing.
     pub fn loss(&self) -> GeneratorLoss {
-        let loss = self.cross_entropy(0.0);
-        GeneratorLoss { nats_per_token: loss.clone().detach(), loss }
+        self.smoothed_loss(0.0)
+    }
+
+    /// The loss with label smoothing, which spreads that share of the target over all logits.
+    pub fn smoothed_loss(&self, label_smoothing: f32) -> GeneratorLoss {
+        let loss = self.cross_entropy(label_smoothing);
+        let plain = match label_smoothing == 0.0 {
+            true => loss.clone(),
+            false => Self { logits: self.logits.clone().detach(), ..self.clone() }.cross_entropy(0.0),
+        };
+        GeneratorLoss { loss, nats_per_token: plain.detach() }
     }
 }
 
@@ -98,6 +109,8 @@ pub enum GeneratorConfig {
     /// Masked parallel decoding.
     #[serde(rename = "maskgit")]
     MaskGit(MaskGitConfig),
+    /// A token map at each step, coarse to fine.
+    Var(VarConfig),
 }
 
 impl GeneratorConfig {
@@ -110,6 +123,7 @@ impl GeneratorConfig {
         match self {
             Self::Gpt(config) => Ok(GeneratorModel::Gpt(config.init(device)?)),
             Self::MaskGit(config) => Ok(GeneratorModel::MaskGit(config.init(device)?)),
+            Self::Var(config) => Ok(GeneratorModel::Var(config.init(device)?)),
         }
     }
 
@@ -118,6 +132,7 @@ impl GeneratorConfig {
         match self {
             Self::Gpt(config) => &config.tokens,
             Self::MaskGit(config) => &config.tokens,
+            Self::Var(config) => &config.tokens,
         }
     }
 
@@ -126,6 +141,7 @@ impl GeneratorConfig {
         match self {
             Self::Gpt(config) => &config.condition,
             Self::MaskGit(config) => &config.condition,
+            Self::Var(config) => &config.condition,
         }
     }
 }
@@ -138,9 +154,27 @@ pub enum GeneratorModel {
     Gpt(Gpt),
     /// Masked parallel decoding.
     MaskGit(MaskGit),
+    /// A token map at each step, coarse to fine.
+    Var(Var),
 }
 
 impl GeneratorModel {
+    /// Takes over what a generator needs of its tokenizer's quantizer: [`Var`] computes with its code vectors, the others
+    /// with tokens only.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if the codes of a fitting quantizer mean something else.
+    pub fn adopt(self, quantizer: &QuantizerModel) -> Result<Self> {
+        match (self, quantizer) {
+            (Self::Var(model), QuantizerModel::MultiScale(quantizer)) => Ok(Self::Var(model.adopt(quantizer)?)),
+            (Self::Var(_), _) => Err(Error::unsupported(
+                "var over the tokens of another quantizer than multi_scale",
+                "train a tokenizer with `kind = \"multi_scale\"`",
+            )),
+            (model, _) => Ok(model),
+        }
+    }
+
     /// The training loss of a batch. Dropped conditions and masks are drawn from `stream`, on the host; dropout inside the
     /// network uses the device's generator, and acts only on an autodiff device.
     ///
@@ -153,13 +187,14 @@ impl GeneratorModel {
         match self {
             Self::Gpt(model) => model.loss(codes, conditions, stream),
             Self::MaskGit(model) => model.loss(codes, conditions, stream),
+            Self::Var(model) => model.loss(codes, conditions, stream),
         }
     }
 
     /// The deterministic loss of validation images: no condition is dropped, no label is smoothed. `first_image` is the
     /// batch's place in the data set, so that the result does not depend on the batch size. Call it on `model.valid()`.
     ///
-    /// For [`Gpt`] it is the exact negative log-likelihood. For [`MaskGit`] it is the cross-entropy of the masked tokens,
+    /// For [`Gpt`] and [`Var`] it is the exact negative log-likelihood. For [`MaskGit`] it is the cross-entropy of the masked tokens,
     /// image `i` masked at progress `frac(i / golden ratio)` of the schedule in places drawn from seed 0 and `i`.
     ///
     /// # Shapes
@@ -192,6 +227,7 @@ impl GeneratorModel {
         match self {
             Self::Gpt(model) => model.predictions(codes, conditions),
             Self::MaskGit(model) => model.predictions(codes, conditions, first_image),
+            Self::Var(model) => model.predictions(codes, conditions),
         }
     }
 
@@ -200,6 +236,7 @@ impl GeneratorModel {
         match self {
             Self::Gpt(model) => GeneratorConfig::Gpt(model.config.clone()),
             Self::MaskGit(model) => GeneratorConfig::MaskGit(model.config.clone()),
+            Self::Var(model) => GeneratorConfig::Var(model.config.clone()),
         }
     }
 }
@@ -209,6 +246,7 @@ impl Pack for GeneratorModel {
         match self {
             Self::Gpt(model) => model.dense_layers(),
             Self::MaskGit(model) => model.dense_layers(),
+            Self::Var(model) => model.dense_layers(),
         }
     }
 }
@@ -218,13 +256,18 @@ impl Generator for GeneratorModel {
         match self {
             Self::Gpt(model) => model.spec(),
             Self::MaskGit(model) => model.spec(),
+            Self::Var(model) => model.spec(),
         }
     }
 
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
+        if request.sampling.smooth && !matches!(self, Self::Var(_)) {
+            return Err(Error::unsupported("smooth sampling by this generator", "only var can mix codes"));
+        }
         match self {
             Self::Gpt(model) => Generator::start(model, request),
             Self::MaskGit(model) => Generator::start(model, request),
+            Self::Var(model) => Generator::start(model, request),
         }
     }
 }
@@ -233,6 +276,8 @@ impl Generator for GeneratorModel {
 struct Size<'a> {
     place: &'a str,
     tokens: &'a TokenSpec,
+    /// Whether tokens come in levels; otherwise they are one grid or one sequence.
+    pyramid: bool,
     condition: &'a ConditionConfig,
     condition_dropout: f32,
     width: usize,
@@ -245,11 +290,16 @@ struct Size<'a> {
 impl Size<'_> {
     fn validate(&self) -> Result<()> {
         let refuse = |problem: String| Err(Error::invalid(self.place, problem));
-        if !matches!(self.tokens.layout, Layout::Grid { .. } | Layout::Sequence { .. }) {
-            return Err(Error::unsupported(
-                format!("a {} by {}", self.tokens.layout, self.place),
-                "its tokens must be one grid or one sequence",
-            ));
+        let (fits, expected) = match self.pyramid {
+            true => (matches!(self.tokens.layout, Layout::Pyramid { .. }), "a pyramid"),
+            false => {
+                let flat = matches!(self.tokens.layout, Layout::Grid { .. } | Layout::Sequence { .. });
+                (flat, "one grid or one sequence")
+            }
+        };
+        if !fits {
+            let hint = format!("its tokens must be {expected}");
+            return Err(Error::unsupported(format!("a {} by {}", self.tokens.layout, self.place), hint));
         }
         if self.tokens.length() == 0 || self.tokens.vocabulary == 0 {
             return refuse(format!("no tokens to predict in {}", self.tokens));

@@ -3,7 +3,8 @@
 use super::{Condition, ConditionConfig};
 use crate::sampling::Sampling;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use smalti_base::{Error, Result, TokenSpec};
+use smalti_base::{Error, Layout, Result, TokenSpec};
+use smalti_nn::Interpolation;
 
 /// Tokens that must be kept. Inpainting, outpainting and prefixes are all "some tokens are known".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,33 @@ pub struct Known {
     pub codes: Vec<u32>,
     /// True where the token is kept.
     pub keep: Vec<bool>,
+}
+
+impl Known {
+    /// Which tokens are kept if these places of the finest level are, row by row. A coarser level keeps the places that are
+    /// kept for more than a half, by straight lines between them; a level of up to three places is kept whole, since it says
+    /// more of the picture than of a place (VAR's editing).
+    pub fn keep(layout: &Layout, finest: &[bool]) -> Vec<bool> {
+        let (rows, columns) = layout.finest();
+        let level = |h: usize, w: usize| -> Vec<bool> {
+            if (h, w) == (rows, columns) {
+                return finest.to_vec();
+            }
+            let (down, across) =
+                (Interpolation::Bilinear.weights(rows, h), Interpolation::Bilinear.weights(columns, w));
+            let share = |y: &[f64], x: &[f64]| -> f64 {
+                let row = |row: &[bool]| row.iter().zip(x).filter(|(keep, _)| **keep).map(|(_, x)| x).sum::<f64>();
+                finest.chunks(columns).zip(y).map(|(cells, y)| y * row(cells)).sum()
+            };
+            let cells = down.iter().flat_map(|y| across.iter().map(move |x| (y, x)));
+            cells.map(|(y, x)| h * w <= 3 || share(y, x) > 0.5).collect()
+        };
+        match layout {
+            Layout::Grid { .. } | Layout::Sequence { .. } => finest.to_vec(),
+            Layout::Stack { depth, .. } => finest.iter().flat_map(|keep| vec![*keep; *depth]).collect(),
+            Layout::Pyramid { levels } => levels.iter().flat_map(|(h, w)| level(*h, *w)).collect(),
+        }
+    }
 }
 
 /// One picture to make.

@@ -5,25 +5,27 @@
 
 pub mod codebook;
 pub mod fsq;
+pub mod multi_scale;
 pub mod usage;
 pub mod vq;
 
 pub use codebook::UpdateReport;
 pub use fsq::{Fsq, FsqConfig};
+pub use multi_scale::{MultiScale, MultiScaleConfig};
 pub use usage::Usage;
 pub use vq::{Vq, VqConfig};
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Result, rng::Stream};
+use smalti_base::{Error, Layout, Result, rng::Stream};
 
 /// What a quantizer returns in training.
 #[derive(Clone, Debug)]
 pub struct Quantized {
     /// Quantized latents `[b, c, h, w]`, with the gradient of the straight-through estimator or of the rotation trick.
     pub latents_bchw: Tensor<4>,
-    /// Codes `[b, h * w]` in raster order.
+    /// Codes `[b, length]`, in the order of the layout.
     pub codes: Tensor<2, Int>,
     /// The quantizer's own loss, a tensor of one element: commitment and codebook terms, weighted. `None` if it has none.
     pub loss: Option<Tensor<1>>,
@@ -46,9 +48,9 @@ pub trait Quantizer {
     fn vocabulary(&self) -> usize;
     /// Channels of the latents that go in and come out.
     fn channels(&self) -> usize;
-    /// Codes `[b, h * w]`, in raster order, of latents `[b, c, h, w]`.
+    /// Codes `[b, length]` of latents `[b, c, h, w]`, in the order of the layout; see [`QuantizerConfig::layout`].
     fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int>;
-    /// Quantized latents `[b, c, h, w]` of codes `[b, h * w]`, each in `0..vocabulary`.
+    /// Quantized latents `[b, c, h, w]` of codes `[b, length]`, each in `0..vocabulary`.
     fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4>;
     /// The training pass: differentiable quantized latents, codes, loss and statistics.
     fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized;
@@ -62,6 +64,8 @@ pub enum QuantizerConfig {
     Vq(VqConfig),
     /// Finite scalar quantization.
     Fsq(FsqConfig),
+    /// Token maps of growing size.
+    MultiScale(MultiScaleConfig),
 }
 
 impl QuantizerConfig {
@@ -73,6 +77,7 @@ impl QuantizerConfig {
         Ok(match self {
             Self::Vq(config) => QuantizerModel::Vq(config.init(device)?),
             Self::Fsq(config) => QuantizerModel::Fsq(config.init(device)?),
+            Self::MultiScale(config) => QuantizerModel::MultiScale(config.init(device)?),
         })
     }
 
@@ -81,6 +86,7 @@ impl QuantizerConfig {
         match self {
             Self::Vq(config) => config.codes,
             Self::Fsq(config) => config.levels.iter().product(),
+            Self::MultiScale(config) => config.table.codes,
         }
     }
 
@@ -89,6 +95,24 @@ impl QuantizerConfig {
         match self {
             Self::Vq(config) => config.channels,
             Self::Fsq(config) => config.channels,
+            Self::MultiScale(config) => config.table.channels,
+        }
+    }
+
+    /// How the codes of latents of `h` rows and `w` columns are arranged.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the quantizer is for latents of another size.
+    pub fn layout(&self, h: usize, w: usize) -> Result<Layout> {
+        match self {
+            Self::Vq(_) | Self::Fsq(_) => Ok(Layout::Grid { h, w }),
+            Self::MultiScale(config) if config.levels.last() == Some(&(h, w)) => {
+                Ok(Layout::Pyramid { levels: config.levels.clone() })
+            }
+            Self::MultiScale(config) => {
+                let problem = format!("latents are {h}x{w}, but the last of the levels {:?} is not", config.levels);
+                Err(Error::invalid("quantizer (multi_scale)", problem))
+            }
         }
     }
 }
@@ -101,6 +125,8 @@ pub enum QuantizerModel {
     Vq(Vq),
     /// Finite scalar quantization.
     Fsq(Fsq),
+    /// Token maps of growing size.
+    MultiScale(MultiScale),
 }
 
 impl QuantizerModel {
@@ -113,6 +139,10 @@ impl QuantizerModel {
                 (Self::Vq(vq), report)
             }
             Self::Fsq(fsq) => (Self::Fsq(fsq), UpdateReport::default()),
+            Self::MultiScale(quantizer) => {
+                let (quantizer, report) = quantizer.update(stats, step, rng);
+                (Self::MultiScale(quantizer), report)
+            }
         }
     }
 
@@ -120,6 +150,7 @@ impl QuantizerModel {
         match self {
             Self::Vq(vq) => vq,
             Self::Fsq(fsq) => fsq,
+            Self::MultiScale(quantizer) => quantizer,
         }
     }
 }

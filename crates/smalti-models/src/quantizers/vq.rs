@@ -250,12 +250,16 @@ pub struct Vq {
 impl Vq {
     /// The codes as they are compared and returned, `[codes, c]`; scaled to unit length for the cosine metrics.
     pub fn table(&self) -> Tensor<2> {
+        self.compared(self.raw_table())
+    }
+
+    /// The codes as they are kept, `[codes, c]`.
+    pub(super) fn raw_table(&self) -> Tensor<2> {
         let table_kc = self.embedding.weight.val();
-        let table_kc = match self.config.codebook {
+        match self.config.codebook {
             Learning::Gradient { .. } => table_kc,
             Learning::Ema { .. } => table_kc.detach(),
-        };
-        self.compared(table_kc)
+        }
     }
 
     /// Rows as the metric compares them.

@@ -9,6 +9,8 @@ pub trait Draws: Send {
     fn token(&mut self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize;
     /// Gumbel noise on the confidence in a place.
     fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32;
+    /// Gumbel noise on the logits of all codes in a place.
+    fn noise(&mut self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32>;
 }
 
 /// Draws keyed by each image's own seed, so that an image does not depend on its batch.
@@ -19,6 +21,8 @@ pub struct Seeded {
 
 /// Keeps the stream of a place's confidence apart from that of its token.
 const CONFIDENCE: u64 = 1 << 32;
+/// And that of the noise on its codes.
+const CODES: u64 = 2 << 32;
 
 impl Seeded {
     /// One seed for each image.
@@ -34,5 +38,10 @@ impl Draws for Seeded {
 
     fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32 {
         self.images[image].stream(CONFIDENCE + place as u64, step as u64).gumbel()
+    }
+
+    fn noise(&mut self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
+        let mut stream = self.images[image].stream(CODES + place as u64, step as u64);
+        (0..codes).map(|_| stream.gumbel()).collect()
     }
 }

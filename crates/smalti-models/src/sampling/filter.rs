@@ -37,7 +37,7 @@ fn keep_top_k(logits: &mut [f32], k: usize) {
 /// Keeps the most likely tokens up to and with the first whose cumulative probability exceeds `p`.
 fn keep_top_p(logits: &mut [f32], p: f32) {
     let total = log_sum_exp(logits);
-    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let mut order: Vec<usize> = (0..logits.len()).filter(|i| logits[*i] > f32::NEG_INFINITY).collect();
     order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
     let mut cumulative = 0.0;
     for i in order {
@@ -71,6 +71,12 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     f64::from(largest) + sum.ln()
 }
 
+/// Turns logits into probabilities.
+pub fn softmax(logits: &mut [f32]) {
+    let total = log_sum_exp(logits);
+    logits.iter_mut().for_each(|logit| *logit = (f64::from(*logit) - total).exp() as f32);
+}
+
 /// Draws an index from `softmax(logits)` by inverting its distribution at `u`, uniform in 0..1.
 pub fn draw(logits: &[f32], u: f64) -> usize {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -96,11 +102,6 @@ mod tests {
     use super::*;
     use smalti_base::Rng;
 
-    fn softmax(logits: &[f32]) -> Vec<f64> {
-        let total = log_sum_exp(logits);
-        logits.iter().map(|l| (f64::from(*l) - total).exp()).collect()
-    }
-
     fn kept(logits: &[f32], sampling: &Sampling) -> Vec<usize> {
         let mut row = logits.to_vec();
         filter(&mut row, sampling);
@@ -110,7 +111,9 @@ mod tests {
     #[test]
     fn draws_follow_the_softmax() {
         let logits = [0.3f32, -1.0, 2.0, f32::NEG_INFINITY, 1.1, -3.0];
-        let expected = softmax(&logits);
+        let mut expected = logits;
+        softmax(&mut expected);
+        let expected = expected.map(f64::from);
         let n = 100_000;
         let mut counts = [0u32; 6];
         for i in 0..n {

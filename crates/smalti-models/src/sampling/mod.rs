@@ -5,7 +5,7 @@ mod filter;
 mod schedule;
 
 pub use draws::{Draws, Seeded};
-pub use filter::{argmax, draw, filter, log_sum_exp};
+pub use filter::{argmax, draw, filter, log_sum_exp, softmax};
 pub use schedule::Schedule;
 
 use burn::tensor::Tensor;
@@ -37,6 +37,9 @@ pub struct Sampling {
     /// Weight of the Gumbel noise in the confidence of masked decoding (MaskGIT's choice temperature).
     #[serde(serialize_with = "smalti_base::config::decimal")]
     pub choice_temperature: f32,
+    /// Mixes the codes of a place by their probabilities instead of drawing one, for pictures with fewer artefacts but another
+    /// distribution (VAR's `more_smooth`).
+    pub smooth: bool,
 }
 
 /// How guidance changes from the first step to the last.
@@ -60,6 +63,7 @@ impl Default for Sampling {
             steps: None,
             first_step: 0,
             choice_temperature: 4.5,
+            smooth: false,
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::quantizers::{Quantizer, QuantizerModel};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Layout, Result, TokenSpec};
+use smalti_base::{Result, TokenSpec};
 
 pub mod vit;
 pub mod vqgan;
@@ -32,7 +32,7 @@ pub trait Tokenizer: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum TokenizerConfig {
-    /// Convolutional autoencoder of VQGAN.
+    /// Convolutional autoencoder of VQGAN and VAR.
     Vqgan(VqganConfig),
     /// Vision transformer of ViT-VQGAN.
     Vit(VitTokenizerConfig),
@@ -66,7 +66,7 @@ impl TokenizerConfig {
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a program holds one or two of them")]
 pub enum TokenizerModel {
-    /// Convolutional autoencoder of VQGAN.
+    /// Convolutional autoencoder of VQGAN and VAR.
     Vqgan(Vqgan),
     /// Vision transformer of ViT-VQGAN.
     Vit(Vit),
@@ -140,12 +140,9 @@ impl Tokenizer for TokenizerModel {
         Codes::Discrete(self.quantizer().encode(self.latents(images_bchw)))
     }
 
-    /// Continuous codes are taken as quantized latents.
+    /// Continuous codes are taken as quantized latents, one vector for each place of the finest level.
     fn decode(&self, codes: &Codes) -> Tensor<4> {
-        let (h, w) = match self.spec().layout {
-            Layout::Grid { h, w } => (h, w),
-            ref other => (1, other.length()),
-        };
+        let (h, w) = self.spec().layout.finest();
         let latents_bchw = match codes {
             Codes::Discrete(ids) => self.quantizer().decode(ids.clone(), h, w),
             Codes::Continuous(vectors) => {

@@ -8,7 +8,7 @@ use crate::quantizers::{QuantizerConfig, QuantizerModel};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Layout, Result, TokenSpec};
+use smalti_base::{Error, Result, TokenSpec};
 use smalti_nn::dense::Dense;
 use smalti_nn::init::Init;
 use smalti_nn::vit::{VitConfig, VitTransformer, sincos_2d, xavier};
@@ -33,7 +33,7 @@ const PLACE: &str = "tokenizer (vit)";
 const CHANNELS: usize = 3;
 
 impl VitTokenizerConfig {
-    /// The tokens that the model makes: one for each patch.
+    /// The tokens that the model makes of latents with a place for each patch.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the numbers do not fit each other.
@@ -50,7 +50,7 @@ impl VitTokenizerConfig {
             }
         }
         Ok(TokenSpec {
-            layout: Layout::Grid { h: size / patch, w: size / patch },
+            layout: self.quantizer.layout(size / patch, size / patch)?,
             vocabulary: self.quantizer.vocabulary(),
             image_size: (size, size),
         })

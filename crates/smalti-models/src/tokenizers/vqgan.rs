@@ -1,11 +1,12 @@
 //! VQGAN: a convolutional autoencoder around a quantizer ("Taming Transformers for High-Resolution Image Synthesis",
-//! arXiv 2012.09841). Field names are the keys of the official checkpoints.
+//! arXiv 2012.09841). Field names are the keys of the official checkpoints. With the multi-scale quantizer and 3x3
+//! convolutions around it, it is the tokenizer of VAR (arXiv 2404.02905).
 
 use crate::quantizers::{Quantizer, QuantizerConfig, QuantizerModel};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Layout, Result, TokenSpec};
+use smalti_base::{Error, Result, TokenSpec};
 use smalti_nn::{Conv, ConvAutoencoderConfig, ConvDecoder, ConvEncoder, Shortcut};
 
 /// Settings of a [`Vqgan`].
@@ -35,10 +36,13 @@ pub struct VqganConfig {
     /// Dropout inside residual blocks.
     #[serde(default)]
     pub dropout: f64,
-    /// Channels between the convolutional networks and the 1x1 convolutions around the quantizer.
+    /// Channels between the convolutional networks and the convolutions around the quantizer.
     pub z_channels: usize,
     /// Channels of the quantizer.
     pub embed_dim: usize,
+    /// Side of the kernels of the convolutions around the quantizer, an odd number.
+    #[serde(default = "pointwise")]
+    pub quant_kernel: usize,
     /// Groups of the normalisations, at most as many as channels.
     #[serde(default = "groups")]
     pub norm_groups: usize,
@@ -59,6 +63,10 @@ fn rgb() -> usize {
     3
 }
 
+fn pointwise() -> usize {
+    1
+}
+
 fn yes() -> bool {
     true
 }
@@ -72,7 +80,7 @@ fn epsilon() -> f64 {
 }
 
 impl VqganConfig {
-    /// The tokens that the model makes: a square grid of `image_size / 2^(levels - 1)`.
+    /// The tokens that the model makes of square latents of side `image_size / 2^(levels - 1)`.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the numbers do not fit each other.
@@ -84,9 +92,15 @@ impl VqganConfig {
             let problem = format!("embed_dim is {}, but the quantizer has {channels} channels", self.embed_dim);
             return Err(Error::invalid(PLACE, problem));
         }
+        if self.quant_kernel.is_multiple_of(2) {
+            return Err(Error::invalid(
+                PLACE,
+                format!("quant_kernel is {}, expected an odd number", self.quant_kernel),
+            ));
+        }
         let side = autoencoder.latent_size();
         Ok(TokenSpec {
-            layout: Layout::Grid { h: side, w: side },
+            layout: self.quantizer.layout(side, side)?,
             vocabulary: self.quantizer.vocabulary(),
             image_size: (self.image_size, self.image_size),
         })
@@ -101,9 +115,9 @@ impl VqganConfig {
         let autoencoder = self.autoencoder();
         Ok(Vqgan {
             encoder: autoencoder.encoder(device),
-            quant_conv: Conv::new(self.z_channels, self.embed_dim, 1, device),
+            quant_conv: Conv::new(self.z_channels, self.embed_dim, self.quant_kernel, device),
             quantize: self.quantizer.init(device)?,
-            post_quant_conv: Conv::new(self.embed_dim, self.z_channels, 1, device),
+            post_quant_conv: Conv::new(self.embed_dim, self.z_channels, self.quant_kernel, device),
             decoder: autoencoder.decoder(device),
             spec,
         })
@@ -136,11 +150,11 @@ const PLACE: &str = "tokenizer (vqgan)";
 pub struct Vqgan {
     /// Images to `z_channels`.
     pub encoder: ConvEncoder,
-    /// `z_channels` to `embed_dim`, 1x1.
+    /// `z_channels` to `embed_dim`.
     pub quant_conv: Conv,
     /// Latents to codes and back.
     pub quantize: QuantizerModel,
-    /// `embed_dim` to `z_channels`, 1x1.
+    /// `embed_dim` to `z_channels`.
     pub post_quant_conv: Conv,
     /// `z_channels` to images.
     pub decoder: ConvDecoder,
@@ -174,7 +188,7 @@ impl Vqgan {
         self.decoder.conv_out.weight.val()
     }
 
-    /// Codes `[b, h * w]` of images.
+    /// Codes `[b, length]` of images.
     pub fn encode(&self, images_bchw: Tensor<4>) -> Tensor<2, burn::tensor::Int> {
         self.quantize.encode(self.latents(images_bchw))
     }

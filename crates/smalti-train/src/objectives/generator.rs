@@ -105,6 +105,14 @@ impl GeneratorObjective {
         })
     }
 
+    /// A model with fresh weights, and what it needs of the tokenizer's.
+    ///
+    /// # Errors
+    /// A configuration whose numbers do not fit, or a quantizer that does not fit it.
+    pub fn init(&self, device: &Device) -> Result<GeneratorModel> {
+        self.task.model.init(device)?.adopt(self.tokenizer.quantizer())
+    }
+
     fn codes(&self, codes: Vec<i32>, device: &Device) -> Tensor<2, Int> {
         let length = self.task.model.tokens().length();
         let rows = codes.len() / length;

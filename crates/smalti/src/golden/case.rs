@@ -23,6 +23,8 @@ pub struct Tolerance {
 struct CaseFile {
     system: String,
     config: serde_json::Value,
+    #[serde(default)]
+    tensors: BTreeMap<String, String>,
     tolerance: Tolerance,
 }
 
@@ -35,6 +37,7 @@ pub struct Case {
     pub config: serde_json::Value,
     /// Its tolerance.
     pub tolerance: Tolerance,
+    about: BTreeMap<String, String>,
     device: Device,
     io: BTreeMap<String, Stored>,
     touched: RefCell<BTreeSet<String>>,
@@ -46,12 +49,13 @@ impl Case {
     /// # Errors
     /// [`Error::Io`] or [`Error::Invalid`] if it is not a whole case.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let CaseFile { system, config, tolerance } = config::read_json(&folder.join("case.json"))?;
+        let CaseFile { system, config, tolerance, tensors: about } = config::read_json(&folder.join("case.json"))?;
         Ok(Self {
             folder: folder.to_path_buf(),
             system,
             config,
             tolerance,
+            about,
             device: device.clone(),
             io: read_tensors(&folder.join("io.safetensors"))?,
             touched: RefCell::default(),
@@ -77,6 +81,36 @@ impl Case {
     /// Whether the case has all these tensors.
     pub fn has(&self, names: &[&str]) -> bool {
         names.iter().all(|name| self.io.contains_key(*name))
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.io.keys().map(String::as_str)
+    }
+
+    /// The number that follows `mark` in what the case says of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is none.
+    pub fn said(&self, name: &str, mark: &str) -> Result<f64> {
+        let number = |text: &str| {
+            let is_part = |c: char| c.is_ascii_digit() || ".eE+-".contains(c);
+            let end = text.find(|c| !is_part(c)).unwrap_or(text.len());
+            text[..end].trim_end_matches(['.', '-']).parse().ok()
+        };
+        let found = self.about.get(name).and_then(|text| number(text.split_once(mark)?.1));
+        found.ok_or_else(|| Error::invalid(self.title(), format!("no number follows `{mark}` in the line of `{name}`")))
+    }
+
+    /// The number in front of `mark` in what the case says of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is none.
+    pub fn said_before(&self, name: &str, mark: &str) -> Result<f64> {
+        let found =
+            self.about.get(name).and_then(|text| text.split_once(mark)?.0.split_whitespace().last()?.parse().ok());
+        found
+            .ok_or_else(|| Error::invalid(self.title(), format!("no number precedes `{mark}` in the line of `{name}`")))
     }
 
     /// A part of the configuration.
@@ -162,7 +196,15 @@ impl Case {
     /// # Errors
     /// As [`read_tensors`].
     pub fn weights(&self, prefix: &str) -> Result<BTreeMap<String, Stored>> {
-        let path = self.folder.join("weights.safetensors");
+        self.weights_of("weights.safetensors", prefix)
+    }
+
+    /// [`Self::weights`] of a file of another name.
+    ///
+    /// # Errors
+    /// As [`read_tensors`].
+    pub fn weights_of(&self, file: &str, prefix: &str) -> Result<BTreeMap<String, Stored>> {
+        let path = self.folder.join(file);
         if !path.exists() {
             return Ok(BTreeMap::new());
         }

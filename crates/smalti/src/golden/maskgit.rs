@@ -114,6 +114,10 @@ impl Draws for Given {
     fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32 {
         self.choice[self.index(image, step, place)]
     }
+
+    fn noise(&mut self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
+        self.sample[self.index(image, step, place) * codes..][..codes].to_vec()
+    }
 }
 
 /// A whole decode with given noise, compared after each step.

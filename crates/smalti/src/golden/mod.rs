@@ -8,6 +8,7 @@ mod case;
 mod codebooks;
 mod fsq;
 mod maskgit;
+mod var;
 mod vqgan;
 
 pub use case::{Case, Comparison, Row, Tolerance};
@@ -58,6 +59,11 @@ const STAGES: &[Stage] = &[
     Stage { system: "quantizers", knows: codebooks::knows_usage, run: codebooks::usage },
     Stage { system: "quantizers", knows: codebooks::knows_ties, run: codebooks::ties },
     Stage { system: "quantizers", knows: codebooks::knows_factorized, run: codebooks::factorized },
+    Stage { system: "var", knows: var::knows_resampling, run: var::resampling },
+    Stage { system: "var", knows: var::knows_sampling, run: var::sampling },
+    Stage { system: "var", knows: var::knows_quantizer, run: var::quantizer },
+    Stage { system: "var", knows: var::knows_tokenizer, run: var::tokenizer },
+    Stage { system: "var", knows: var::knows_transformer, run: var::transformer },
     Stage { system: "vq-vae", knows: codebooks::knows_library, run: codebooks::library },
     Stage { system: "vq-vae", knows: codebooks::knows_sonnet, run: codebooks::sonnet },
     Stage { system: "vqgan", knows: codebooks::knows_taming, run: codebooks::taming },

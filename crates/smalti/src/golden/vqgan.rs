@@ -90,6 +90,7 @@ fn tokenizer(case: &Case, legacy: bool, device: &Device) -> Result<Vqgan> {
         dropout: network.dropout,
         z_channels: network.z_channels,
         embed_dim,
+        quant_kernel: 1,
         norm_groups: case.setting_or("norm_groups", 32)?,
         norm_epsilon: 1e-6,
         resamp_with_conv: network.resamp_with_conv.unwrap_or(true),
