@@ -5,10 +5,13 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec};
-use smalti_models::generators::{GptConfig, MaskGitConfig};
+use smalti_models::generators::{GptConfig, MaskGitConfig, VarConfig};
+use smalti_models::quantizers::multi_scale::Refinement;
+use smalti_models::quantizers::{MultiScaleConfig, QuantizerConfig, QuantizerModel, VqConfig};
 use smalti_models::sampling::{GuidanceSchedule, Schedule};
 use smalti_models::{
-    Condition, ConditionConfig, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known, Request, Sampling,
+    Codes, Condition, ConditionConfig, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known, Request,
+    Sampling,
 };
 use smalti_nn::dense::{Pack, WeightPrecision};
 
@@ -51,6 +54,28 @@ fn maskgit(condition: ConditionConfig) -> GeneratorConfig {
     })
 }
 
+/// Four levels of [`LENGTH`] tokens.
+fn var(condition: ConditionConfig, shared_modulation: bool) -> GeneratorConfig {
+    let layout = Layout::Pyramid { levels: vec![(1, 1), (1, 1), (1, 1), (3, 3)] };
+    GeneratorConfig::Var(VarConfig {
+        tokens: TokenSpec { layout, ..tokens() },
+        channels: 4,
+        refinement: Refinement { weight: 0.5, convolutions: 2 },
+        condition,
+        condition_dropout: 0.1,
+        width: 32,
+        depth: 2,
+        heads: 4,
+        mlp_ratio: 2,
+        unit_attention: !shared_modulation,
+        shared_modulation,
+        drop_path: 0.2,
+        label_smoothing: 0.1,
+        norm_epsilon: 1e-6,
+        first_gain: 1e-5,
+    })
+}
+
 /// Each generator with each condition, and a condition for it.
 fn all() -> Vec<(GeneratorConfig, Condition)> {
     let class = ConditionConfig::Class { classes: 5 };
@@ -61,7 +86,9 @@ fn all() -> Vec<(GeneratorConfig, Condition)> {
         (gpt(text.clone(), false), Condition::Text(vec![4, 29, 0])),
         (gpt(text.clone(), true), Condition::Text(vec![4, 29, 0])),
         (maskgit(ConditionConfig::None), Condition::None),
-        (maskgit(class), Condition::Class(3)),
+        (maskgit(class.clone()), Condition::Class(3)),
+        (var(ConditionConfig::None, true), Condition::None),
+        (var(class, false), Condition::Class(3)),
         (maskgit(text), Condition::Text(vec![4, 29, 0])),
     ]
 }
@@ -177,13 +204,17 @@ fn a_known_beginning_is_the_same_at_once_and_token_by_token() {
 #[test]
 fn cached_decoding_equals_argmax_of_teacher_forced_logits() {
     for (config, condition) in all() {
-        let GeneratorModel::Gpt(gpt) = model(&config) else { continue };
-        let ids = gpt.config.condition.batch(std::slice::from_ref(&condition), None, &Device::flex()).unwrap();
+        let model = model(&config);
+        let ids = config.condition().batch(std::slice::from_ref(&condition), None, &Device::flex()).unwrap();
         let sampling = Sampling { temperature: 0.0, ..Default::default() };
-        let wrapped = GeneratorModel::Gpt(gpt.clone());
-        let found = generate(&wrapped, vec![image(&condition, 0, None)], &sampling);
+        let found = generate(&model, vec![image(&condition, 0, None)], &sampling);
         let codes = Tensor::<2, Int>::from_data(TensorData::new(found[0].clone(), [1, LENGTH]), &Device::flex());
-        let best = gpt.logits(ids, codes.clone()).argmax(2).squeeze_dim::<2>(2);
+        let logits = match &model {
+            GeneratorModel::Gpt(gpt) => gpt.logits(ids, codes.clone()),
+            GeneratorModel::Var(var) => var.logits(ids, codes.clone()),
+            GeneratorModel::MaskGit(_) => continue,
+        };
+        let best = logits.argmax(2).squeeze_dim::<2>(2);
         assert_eq!(rows(best), rows(codes), "{config:?}");
     }
 }
@@ -254,7 +285,7 @@ fn losses_have_gradients_and_validation_does_not_depend_on_batches() {
 #[test]
 fn requests_that_do_not_fit_are_refused() {
     let class = ConditionConfig::Class { classes: 5 };
-    for config in [gpt(class.clone(), false), maskgit(class)] {
+    for config in [gpt(class.clone(), false), maskgit(class.clone()), var(class, false)] {
         let model = model(&config);
         let refused = |condition: Condition, known: Option<Known>, sampling: Sampling, text: &str| {
             let request = Request { images: vec![image(&condition, 0, known)], sampling };
@@ -294,4 +325,84 @@ fn configs_are_strict_and_checked() {
     let GeneratorConfig::Gpt(config) = gpt(ConditionConfig::None, false) else { unreachable!() };
     let config = GptConfig { tokens: TokenSpec { layout: stack, ..tokens() }, ..config };
     assert!(config.init(&Device::flex()).unwrap_err().to_string().contains("stack"));
+    let GeneratorConfig::Var(config) = var(ConditionConfig::None, false) else { unreachable!() };
+    let config = VarConfig { tokens: tokens(), ..config };
+    assert!(config.init(&Device::flex()).unwrap_err().to_string().contains("must be a pyramid"));
+    let text = var(ConditionConfig::Text { vocabulary: 9, length: 2 }, false);
+    assert!(text.init(&Device::flex()).unwrap_err().to_string().contains("caption"));
+}
+
+#[test]
+fn smooth_sampling_mixes_codes_and_keeps_known_ones() {
+    let class = ConditionConfig::Class { classes: 5 };
+    let model_of = |config: &GeneratorConfig| model(config);
+    let var = model_of(&var(class.clone(), false));
+    let latents = |images: Vec<ImageRequest>, smooth: bool| {
+        let mut generation =
+            var.start(&Request { images, sampling: Sampling { smooth, ..Default::default() } }).unwrap();
+        while generation.done() < generation.steps() {
+            generation.next();
+        }
+        generation.codes()
+    };
+    let request = |seed| image(&Condition::Class(2), seed, None);
+    let vectors = |codes: Codes| match codes {
+        Codes::Continuous(vectors) => vectors.into_data().iter::<f32>().collect::<Vec<_>>(),
+        Codes::Discrete(_) => panic!("smooth sampling gives latents"),
+    };
+    let together = vectors(latents(vec![request(0), request(1)], true));
+    let alone = vectors(latents(vec![request(1)], true));
+    let difference = together[9 * 4..].iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(together.len() == 2 * 9 * 4 && difference < 1e-4, "an image does not depend on its batch: {difference}");
+    let all = Known { codes: (0..LENGTH as u32).collect(), keep: vec![true; LENGTH] };
+    let known = vectors(latents(vec![image(&Condition::Class(2), 0, Some(all.clone()))], true));
+    let GeneratorModel::Var(inner) = &var else { unreachable!() };
+    let codes = latents(vec![image(&Condition::Class(2), 0, Some(all))], false).discrete().unwrap();
+    let sum = inner.quantize.sums(codes).pop().unwrap().reshape([4, 9]).transpose();
+    let decoded: Vec<f32> = sum.into_data().iter::<f32>().collect();
+    assert!(known.iter().zip(&decoded).all(|(a, b)| (a - b).abs() < 1e-5));
+    // Other generators refuse.
+    let gpt = model_of(&gpt(class, false));
+    let sampling = Sampling { smooth: true, ..Default::default() };
+    let refused = gpt.start(&Request { images: vec![request(0)], sampling });
+    assert!(refused.err().unwrap().to_string().contains("smooth"));
+}
+
+#[test]
+fn a_generator_adopts_the_quantizer_of_its_tokenizer_only() {
+    let device = Device::flex();
+    let config = var(ConditionConfig::None, false);
+    let quantizer = |levels: Vec<(usize, usize)>, convolutions| {
+        let table = VqConfig { kmeans_init: Some(2), ..VqConfig::new(CODES, 4) };
+        let refinement = Refinement { weight: 0.5, convolutions };
+        QuantizerConfig::MultiScale(MultiScaleConfig { levels, table, refinement })
+            .init(&device.clone().autodiff())
+            .unwrap()
+    };
+    let levels = vec![(1, 1), (1, 1), (1, 1), (3, 3)];
+    let fitting = quantizer(levels.clone(), 2);
+    let GeneratorModel::Var(adopted) = model(&config).adopt(&fitting).unwrap() else { unreachable!() };
+    let QuantizerModel::MultiScale(fitting) = fitting else { unreachable!() };
+    let values = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
+    assert_eq!(values(adopted.quantize.vectors()), values(fitting.vectors()));
+    // Training leaves it alone.
+    let trained = adopted.train();
+    let loss = trained.loss(codes(2), &[Condition::None, Condition::None], &mut Rng::new(1).stream(0, 0)).unwrap();
+    assert!(trained.quantize.phi[0].weight.grad(&loss.loss.backward()).is_none());
+    for other in [quantizer(levels, 3), quantizer(vec![(1, 1), (3, 3)], 2)] {
+        assert!(model(&config).adopt(&other).unwrap_err().to_string().contains("multi-scale quantizers"));
+    }
+    let vq = QuantizerConfig::Vq(VqConfig::new(CODES, 4)).init(&device).unwrap();
+    assert!(model(&config).adopt(&vq).unwrap_err().to_string().contains("multi_scale"));
+}
+
+#[test]
+fn coarse_levels_keep_what_is_mostly_kept() {
+    let layout = Layout::Pyramid { levels: vec![(1, 1), (2, 2), (4, 4)] };
+    // The right half is made anew.
+    let finest: Vec<bool> = (0..16).map(|place| place % 4 < 2).collect();
+    let keep = Known::keep(&layout, &finest);
+    assert_eq!(keep[..5], [true, true, false, true, false], "the coarsest level says what the picture is");
+    assert_eq!(keep[5..], finest);
+    assert_eq!(Known::keep(&Layout::Grid { h: 4, w: 4 }, &finest), finest);
 }

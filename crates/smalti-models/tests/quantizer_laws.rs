@@ -5,8 +5,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::Rng;
 use smalti_models::quantizers::codebook::EmaDialect;
 use smalti_models::quantizers::fsq::FsqDialect;
+use smalti_models::quantizers::multi_scale::Refinement;
 use smalti_models::quantizers::vq::{Estimator, Learning, Metric, Revive, ReviveUnit};
-use smalti_models::quantizers::{FsqConfig, Quantizer, QuantizerConfig, Stats, Vq, VqConfig};
+use smalti_models::quantizers::{FsqConfig, MultiScaleConfig, Quantizer, QuantizerConfig, Stats, Vq, VqConfig};
 
 const SHAPE: [usize; 4] = [2, 4, 3, 5];
 
@@ -41,7 +42,30 @@ fn arms() -> Vec<QuantizerConfig> {
     for dialect in [EmaDialect::Counting, EmaDialect::Empty, EmaDialect::Compounding, EmaDialect::Sonnet] {
         arms.push(with(&|c| c.codebook = ema(dialect)));
     }
+    let multi_scale = |change: &dyn Fn(&mut MultiScaleConfig)| {
+        let mut config = multi_scale();
+        change(&mut config);
+        QuantizerConfig::MultiScale(config)
+    };
+    arms.extend([
+        multi_scale(&|_| ()),
+        multi_scale(&|c| c.refinement = Refinement { weight: 0.0, convolutions: 1 }),
+        multi_scale(&|c| c.refinement.convolutions = 3),
+        multi_scale(&|c| c.table.metric = Metric::Cosine),
+        multi_scale(&|c| c.table.codebook = ema(EmaDialect::Counting)),
+        multi_scale(&|c| c.table.kmeans_init = Some(3)),
+        multi_scale(&|c| c.table.revive = Some(Revive { threshold: 0.1, unit: ReviveUnit::Mean, every: 1 })),
+    ]);
     arms
+}
+
+/// For latents of [`SHAPE`].
+fn multi_scale() -> MultiScaleConfig {
+    MultiScaleConfig {
+        levels: vec![(1, 1), (2, 3), (3, 5)],
+        table: VqConfig::new(11, 4),
+        refinement: Refinement::default(),
+    }
 }
 
 fn normal<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
@@ -88,7 +112,7 @@ fn training_gives_what_decoding_the_codes_gives() {
         let codes = quantizer.encode(z);
         assert_eq!(ints(trained.codes), ints(codes.clone()), "{config:?}");
         assert!(ints(codes.clone()).iter().all(|code| (0..quantizer.vocabulary() as i64).contains(code)));
-        assert_eq!(codes.dims(), [2, 15]);
+        assert_eq!(codes.dims(), [2, config.layout(3, 5).unwrap().length()]);
         let decoded = quantizer.decode(codes, 3, 5);
         assert_eq!(decoded.dims(), SHAPE);
         close(&format!("{config:?}"), &floats(trained.latents_bchw), &floats(decoded), 1e-5);
@@ -103,6 +127,8 @@ fn codes_survive_decoding_and_encoding() {
         match &config {
             // Layers lead away from the codes and are not each other's inverse.
             QuantizerConfig::Vq(vq) if vq.projected.is_some() => {}
+            // A sum of levels can have other codes that come nearer to it.
+            QuantizerConfig::MultiScale(_) => {}
             QuantizerConfig::Vq(vq) => {
                 let vq = spread(vq, &device);
                 let codes = codes.reshape([1, 11]);
@@ -116,6 +142,70 @@ fn codes_survive_decoding_and_encoding() {
                 assert_eq!(ints(fsq.ids(numbers)), ints(codes), "{config:?}");
             }
         }
+    }
+}
+
+#[test]
+fn one_level_without_refinement_is_plain_quantization() {
+    let device = Device::flex();
+    let config = MultiScaleConfig {
+        levels: vec![(3, 5)],
+        refinement: Refinement { weight: 0.0, convolutions: 1 },
+        ..multi_scale()
+    };
+    let mut quantizer = config.init(&device).unwrap();
+    quantizer.table = spread(&config.table, &device);
+    let (z, codes) = (normal(SHAPE, 1, &device), quantizer.encode(normal(SHAPE, 1, &device)));
+    assert_eq!(ints(quantizer.table.encode(z)), ints(codes.clone()));
+    let (ours, plain) = (quantizer.decode(codes.clone(), 3, 5), quantizer.table.decode(codes.clone(), 3, 5));
+    assert_eq!(floats(ours), floats(plain));
+    // Codes survive: each place decodes to a code vector itself.
+    assert_eq!(ints(quantizer.encode(quantizer.decode(codes.clone(), 3, 5))), ints(codes));
+}
+
+#[test]
+fn levels_code_what_the_coarser_ones_left_over() {
+    let device = Device::flex();
+    let config = multi_scale();
+    let mut quantizer = config.init(&device).unwrap();
+    quantizer.table = spread(&config.table, &device);
+    let z = normal(SHAPE, 1, &device);
+    let codes = quantizer.encode(z.clone());
+    assert_eq!(codes.dims(), [2, 1 + 6 + 15]);
+    let sums = quantizer.sums(codes.clone());
+    let rest = z - sums[1].clone();
+    assert_eq!(ints(quantizer.table.encode(rest)), ints(codes.clone().narrow(1, 7, 15)), "the finest level");
+    close("decode", &floats(quantizer.decode(codes.clone(), 3, 5)), &floats(sums[2].clone()), 1e-6);
+    // What is known before a level is the sum so far at its size, level after level.
+    let known = quantizer.known_before(codes.clone()).unwrap();
+    assert_eq!(known.dims(), [2, 6 + 15, 4]);
+    let last = known.narrow(1, 6, 15).swap_dims(1, 2).reshape(SHAPE);
+    close("known", &floats(last), &floats(sums[1].clone()), 1e-6);
+    // An image's codes do not depend on its batch.
+    let alone = quantizer.encode(normal(SHAPE, 1, &device).narrow(0, 1, 1));
+    assert_eq!(ints(alone), ints(codes.narrow(0, 1, 1)));
+}
+
+#[test]
+fn convolutions_and_table_learn_from_the_loss_alone() {
+    let device = Device::flex().autodiff();
+    for codebook in [Learning::Gradient { legacy: false }, ema(EmaDialect::Counting)] {
+        let mut config = multi_scale();
+        config.table.codebook = codebook;
+        let mut quantizer = config.init(&device).unwrap();
+        quantizer.table = spread(&config.table, &device);
+        let z = normal(SHAPE, 1, &device).require_grad();
+        let out = quantizer.train_forward(z.clone());
+        let upstream = normal(SHAPE, 2, &device);
+        let through = (out.latents_bchw * upstream.clone()).sum().backward();
+        close("straight through", &floats(z.grad(&through).unwrap()), &floats(upstream), 1e-6);
+        let gradients = out.loss.unwrap().backward();
+        let learns = |g: Option<Tensor<4>>| g.is_some_and(|g| floats(g).iter().any(|x| *x != 0.0));
+        assert!(learns(quantizer.phi[0].weight.grad(&gradients)));
+        let by_gradient = matches!(codebook, Learning::Gradient { .. });
+        assert_eq!(quantizer.table.embedding.weight.grad(&gradients).is_some(), by_gradient);
+        // Moving averages see the rest at every level.
+        assert_eq!(out.stats.latents_nc.unwrap().dims(), [2 * 22, 4]);
     }
 }
 
@@ -309,6 +399,13 @@ fn settings_out_of_range_are_refused() {
     ] {
         assert!(config.init(&device).is_err());
     }
+    let shrinking = MultiScaleConfig { levels: vec![(2, 2), (1, 1)], ..multi_scale() };
+    assert!(shrinking.init(&device).unwrap_err().to_string().contains("do not shrink"));
+    let mut projected = multi_scale();
+    projected.table.projected = Some(2);
+    assert!(projected.init(&device).unwrap_err().to_string().contains("projected"));
+    let other = QuantizerConfig::MultiScale(multi_scale()).layout(4, 4).unwrap_err().to_string();
+    assert!(other.contains("latents are 4x4"), "{other}");
     assert!(FsqConfig::new([2, 5], 2).init(&device).is_err());
     assert!(FsqConfig::new([1 << 16, 1 << 16], 2).init(&device).is_err());
     let text = r#"{"kind":"vq","codes":8,"channels":4,"codebook":{"kind":"ema","decya":0.9}}"#;

@@ -305,8 +305,13 @@ fn training(case: &Case, compare: &mut Comparison, official: &Autoencoder) -> Re
         ("quant_conv".into(), &vqgan.quant_conv),
         ("post_quant_conv".into(), &vqgan.post_quant_conv),
     ];
-    let phi = |(i, conv)| (format!("quantize.quant_resi.qresi_ls.{i}"), conv);
-    convolutions.extend(quantizer.phi.iter().enumerate().map(phi));
+    for (i, conv) in quantizer.phi.iter().enumerate() {
+        convolutions.push(match (official.scales.share_quant_resi, i) {
+            (0, i) => (format!("quantize.quant_resi.{i}"), conv),
+            (1, _) => ("quantize.quant_resi.qresi".into(), conv),
+            (_, i) => (format!("quantize.quant_resi.qresi_ls.{i}"), conv),
+        });
+    }
     for (name, conv) in convolutions {
         compare_gradient(case, compare, &step.gradients, &format!("{name}.weight"), &conv.weight)?;
     }
@@ -370,9 +375,7 @@ fn networks(case: &Case, device: &Device) -> Result<(Vqgan, Var)> {
 }
 
 pub(super) fn knows_transformer(case: &Case) -> bool {
-    let plain = |key: &str| case.setting_or(&format!("var.{key}"), 0.0f64).is_ok_and(|rate| rate == 0.0);
     case.has(&["image", "labels", "gt_tokens", "var_input", "logits", "tokens_in", "loss"])
-        && ["drop_rate", "attn_drop_rate", "drop_path_rate"].into_iter().all(plain)
         && case.setting::<f64>("var.mlp_ratio").is_ok_and(|ratio| ratio.fract() == 0.0)
         && case.setting::<Vec<usize>>("var.patch_nums").ok() == case.setting("vae.v_patch_nums").ok()
 }
