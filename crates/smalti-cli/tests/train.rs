@@ -5,12 +5,12 @@
 mod stage;
 
 use serde_json::{Value, json};
-use stage::{SIDE, error_of, generator, json_of, picture, text, tokenizer};
+use stage::{SIDE, error_of, generator, json_of, picture, pyramid_generator, pyramid_tokenizer, text, tokenizer};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
 
-/// A folder of images in two parts, with captions.
+/// A folder of images in two parts, with captions and classes.
 fn images(folder: &Path) {
     for (part, count) in [("train", 12), ("validation", 4)] {
         let part = folder.join(part);
@@ -19,7 +19,8 @@ fn images(folder: &Path) {
         for i in 0..count {
             let name = format!("{i}.png");
             picture(&part.join(&name), SIDE, SIDE, i);
-            lines += &json!({ "file_name": name, "text": format!("a pattern number {}", i % 3) }).to_string();
+            let caption = format!("a pattern number {}", i % 3);
+            lines += &json!({ "file_name": name, "text": caption, "label": format!("kind {}", i % 3) }).to_string();
             lines.push('\n');
         }
         fs::write(part.join("metadata.jsonl"), lines).unwrap();
@@ -45,6 +46,10 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with(tokenizer())
+    }
+
+    fn with(tokenizer: Value) -> Self {
         let folder = tempdir().unwrap();
         images(&folder.path().join("images"));
         let place = Self { folder };
@@ -53,7 +58,7 @@ impl Place {
             json!({ "path": path, "split": split, "transforms": [{ "kind": "center_crop", "size": SIDE }, { "kind": "to_signed" }] })
         };
         let task = json!({
-            "kind": "tokenizer", "model": tokenizer(), "loss": { "l1": 1.0 },
+            "kind": "tokenizer", "model": tokenizer, "loss": { "l1": 1.0 },
             "train": data("train"), "validation": data("validation"),
         });
         write_recipe(&place.path("tokenizer.toml"), task);
@@ -120,6 +125,46 @@ fn from_images_to_pictures_of_captions() {
         assert!((3.0..5.0).contains(&bits), "{numbers}");
         assert_eq!(numbers["images"], json!(4));
     }
+}
+
+#[test]
+fn from_images_to_token_maps_to_pictures_of_classes() {
+    let place = Place::with(pyramid_tokenizer());
+    place.train("tokenizer.toml", "run");
+    place.tokenize("train");
+    place.tokenize("validation");
+    let tokens = place.path("tokens");
+    let task = json!({
+        "kind": "generator", "model": pyramid_generator(json!({ "kind": "class", "classes": 3 })),
+        "tokenizer": place.path("run"), "train": tokens.join("train"), "validation": tokens.join("validation"),
+        "sampling": { "guidance": 2.5, "guidance_schedule": "linear" },
+    });
+    write_recipe(&place.path("var.toml"), task);
+    assert_eq!(place.train("var.toml", "var")["finished"], json!(true));
+    let (model, out) = (place.path("var"), place.path("var.png"));
+    let generate = ["generate", "--class", "kind 2", "--model", text(&model), "-o", text(&out)];
+    assert_eq!(json_of(&generate)["parameters"]["sampling"]["guidance"], json!(2.5));
+    json_of(&[&generate[..], &["--smooth"]].concat());
+
+    // The generator carries the tokenizer's own code vectors.
+    let weights = |part: &str| model.join("bundle").join(part).join("model.safetensors");
+    let shapes = |part: &str| json_of(&["inspect", text(&weights(part))])["tensors"].clone();
+    let (tokenizer, generator) = (shapes("tokenizer"), shapes("generator"));
+    assert_eq!(tokenizer["quantize.table.embedding.weight"], generator["quantize.table.embedding.weight"]);
+    assert!(tokenizer["quantize.table.cluster_size"].is_array() && generator["quantize.table.cluster_size"].is_null());
+
+    // Editing keeps tokens at each level.
+    let (images, mask) = (place.path("images/validation/0.png"), place.path("mask.png"));
+    picture(&mask, SIDE, SIDE, 3);
+    let edited = place.path("edited.png");
+    let edit =
+        ["edit", text(&images), "--mask", text(&mask), "--class", "0", "--model", text(&model), "-o", text(&edited)];
+    let tokens = json_of(&edit)["tokens"].clone();
+    assert_eq!(tokens[1], json!(21));
+    let images = place.path("images");
+    let numbers = json_of(&["evaluate", text(&model), "--data", text(&images), "--split", "validation"]);
+    let bits = numbers["generator"]["bits_per_token"].as_f64().unwrap();
+    assert!((2.0..6.0).contains(&bits), "{numbers}");
 }
 
 #[test]

@@ -99,19 +99,21 @@ pub struct EditOutcome {
 /// Resolves and checks everything; reads image and mask, but no weight.
 ///
 /// # Errors
-/// As for `generate`, an image or mask that cannot be read, a mask that marks nothing, or tokens that are not in one grid.
+/// As for `generate`, an image or mask that cannot be read, a mask that marks nothing, or tokens that are not in grids.
 pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     let out = Output::file(&args.out)?;
     let device = settings.device_name()?;
     let weights = args.weights.resolve(&device)?;
     let model = ModelPlan::find(args.model.as_deref())?;
     model.must_generate()?;
-    let Layout::Grid { h, w } = model.tokens.layout else {
+    let layout = &model.tokens.layout;
+    if !matches!(layout, Layout::Grid { .. } | Layout::Pyramid { .. }) {
         return Err(Error::unsupported(
-            format!("editing with tokens in a {}", model.tokens.layout),
-            "a token must stand for a place of the image: use a model whose tokens are one grid",
+            format!("editing with tokens in a {layout}"),
+            "a token must stand for a place of the image: use a model whose tokens are grids",
         ));
-    };
+    }
+    let (h, w) = layout.finest();
     let condition = model.condition(Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref() })?;
     let mut sampling = args.sampling.over(model.sampling())?;
     if condition == Condition::None {
@@ -128,7 +130,8 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         ));
     }
     let repaint = Mask::new(pixels.width, pixels.height, mask.on_grid(pixels.width, pixels.height))?;
-    let keep: Vec<bool> = repaint.on_grid(w, h).into_iter().map(|repaint| !repaint).collect();
+    let finest: Vec<bool> = repaint.on_grid(w, h).into_iter().map(|repaint| !repaint).collect();
+    let keep = Known::keep(layout, &finest);
     Ok(EditPlan {
         image: args.image.clone(),
         mask: args.mask.clone(),

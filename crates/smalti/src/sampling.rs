@@ -24,6 +24,9 @@ pub struct SamplingArgs {
     /// Decoding steps, for generators that can choose
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
+    /// Mix codes by their probabilities instead of drawing one, for generators that can (var): fewer artefacts, less variety
+    #[arg(long)]
+    pub smooth: bool,
 }
 
 impl SamplingArgs {
@@ -38,6 +41,7 @@ impl SamplingArgs {
         sampling.top_k = self.top_k.map_or(sampling.top_k, |k| (k > 0).then_some(k));
         sampling.top_p = self.top_p.or(sampling.top_p);
         sampling.steps = self.steps.or(sampling.steps);
+        sampling.smooth |= self.smooth;
         sampling.validate()?;
         Ok(sampling)
     }

@@ -27,7 +27,7 @@ pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
 fn gpt(model: &GeneratorModel) -> Result<&Gpt> {
     match model {
         GeneratorModel::Gpt(model) => Ok(model),
-        GeneratorModel::MaskGit(_) => Err(Error::invalid("gpt", "the row's model is of another kind")),
+        _ => Err(Error::invalid("gpt", "the row's model is of another kind")),
     }
 }
 

@@ -46,6 +46,26 @@ pub fn tokenizer() -> Value {
     })
 }
 
+/// The same with token maps of 1x1, 2x2 and 4x4.
+pub fn pyramid_tokenizer() -> Value {
+    let mut tokenizer = tokenizer();
+    tokenizer["quant_kernel"] = json!(3);
+    tokenizer["quantizer"] = json!({
+        "kind": "multi_scale", "levels": [[1, 1], [2, 2], [4, 4]], "refinement": { "convolutions": 2 },
+        "table": { "codes": 16, "channels": 2, "kmeans_init": 2, "revive": { "threshold": 0.1 } },
+    });
+    tokenizer
+}
+
+/// Settings of a generator over its tokens.
+pub fn pyramid_generator(condition: Value) -> Value {
+    let mut generator = generator("var", condition);
+    generator["tokens"]["layout"] = json!({ "kind": "pyramid", "levels": [[1, 1], [2, 2], [4, 4]] });
+    generator["channels"] = json!(2);
+    generator["refinement"] = json!({ "convolutions": 2 });
+    generator
+}
+
 /// Settings of a generator over its tokens, `gpt` or `maskgit`.
 pub fn generator(kind: &str, condition: Value) -> Value {
     json!({
