@@ -128,15 +128,17 @@ impl VarConfig {
         let last = Init::Normal(std / ((2 * self.depth) as f64).sqrt());
         let (gains, others) = (self.first_gain, 0.5);
         let columns = |std: f64| [(2 * d, Init::Normal(std * gains)), (4 * d, Init::Normal(std * others))];
-        let modulation = || Dense {
-            weight: Init::columns(d, &columns(std), device),
-            ..Dense::new(d, PARTS * d, Init::Zeros, device)
+        let modulation = match self.shared_modulation {
+            true => Modulation::Shared(Init::columns(1, &columns((d as f64).powf(-0.5)), device)),
+            false => Modulation::Own(Dense {
+                weight: Init::columns(d, &columns(std), device),
+                ..Dense::new(d, PARTS * d, Init::Zeros, device)
+            }),
         };
         let log_scale = || Param::from_tensor(Tensor::full([self.heads], 4f64.ln(), device));
         let drop_path = self.drop_path * index as f64 / self.depth.saturating_sub(1).max(1) as f64;
         VarBlock {
-            modulation: (!self.shared_modulation).then(modulation),
-            offsets: self.shared_modulation.then(|| Init::columns(1, &columns((d as f64).powf(-0.5)), device)),
+            modulation,
             attention: SelfAttention {
                 key: Dense::without_bias(d, d, Init::Normal(std), device),
                 output: Dense::new(d, d, last, device),
@@ -232,10 +234,8 @@ pub struct Var {
 /// Self-attention and an MLP, each behind a norm without parameters of its own.
 #[derive(Module, Debug)]
 pub struct VarBlock {
-    /// The condition's vector to the block's parts, `[width, 6 width]`.
-    pub modulation: Option<Dense>,
-    /// Added to the shared parts, `[1, 6 width]`.
-    pub offsets: Option<Param<Tensor<2>>>,
+    /// What makes the gains, scales and shifts.
+    pub modulation: Modulation,
     /// Mixes tokens.
     pub attention: SelfAttention,
     /// Works on each token.
@@ -243,6 +243,15 @@ pub struct VarBlock {
     /// Leaves branches out of whole images, in training.
     pub drop_path: Dropout,
     epsilon: f64,
+}
+
+/// What makes a block's gains, scales and shifts.
+#[derive(Module, Debug)]
+pub enum Modulation {
+    /// A layer of its own for the condition's vector, `[width, 6 width]`.
+    Own(Dense),
+    /// What is added to those that all blocks share, `[1, 6 width]`.
+    Shared(Param<Tensor<2>>),
 }
 
 /// What a condition does to all layers. It is the same for all tokens, so it is computed once.
@@ -310,11 +319,11 @@ impl VarBlock {
     }
 
     fn parts(&self, active_b1d: Tensor<3>, shared: Option<&Tensor<3>>) -> [Tensor<3>; PARTS] {
-        match (&self.modulation, &self.offsets, shared) {
-            (_, Some(offsets), Some(shared)) => parts(shared.clone() + offsets.val().unsqueeze()),
-            (Some(modulation), ..) => parts(modulation.forward(active_b1d)),
-            _ => parts(active_b1d.zeros_like().repeat_dim(2, PARTS)),
-        }
+        parts(match (&self.modulation, shared) {
+            (Modulation::Own(layer), _) => layer.forward(active_b1d),
+            (Modulation::Shared(offsets), Some(shared)) => shared.clone() + offsets.val().unsqueeze(),
+            (Modulation::Shared(offsets), None) => offsets.val().unsqueeze(),
+        })
     }
 }
 
@@ -468,7 +477,11 @@ impl Pack for Var {
         let blocks = self.blocks.iter_mut().flat_map(|block| {
             let SelfAttention { query, key, value, output, .. } = &mut block.attention;
             let layers = [query, key, value, output, &mut block.mlp.expand, &mut block.mlp.contract];
-            layers.into_iter().chain(&mut block.modulation)
+            let own = match &mut block.modulation {
+                Modulation::Own(layer) => Some(layer),
+                Modulation::Shared(_) => None,
+            };
+            layers.into_iter().chain(own)
         });
         blocks.chain(&mut self.shared).chain([&mut self.words, &mut self.head_modulation, &mut self.head]).collect()
     }

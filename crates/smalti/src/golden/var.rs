@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, de::DeserializeOwned};
 use smalti_base::{Error, Layout, Result};
 use smalti_models::checkpoint::Rules;
-use smalti_models::generators::var::VarGeneration;
+use smalti_models::generators::var::{Modulation, VarGeneration};
 use smalti_models::generators::{Var, VarConfig};
 use smalti_models::losses::TokenizerLossConfig;
 use smalti_models::quantizers::multi_scale::Refinement;
@@ -449,11 +449,11 @@ fn losses(case: &Case, compare: &mut Comparison) -> Result<()> {
         let layers = [&block.attention.query, &block.attention.key, &block.attention.value];
         let qkv: Option<Vec<_>> = layers.iter().map(|layer| dense(&layer.weight)).collect();
         found.push((format!("blocks.{i}.attn.mat_qkv.weight"), qkv.map(|qkv| Tensor::cat(qkv, 0))));
-        if let Some(modulation) = &block.modulation {
-            found.push((format!("blocks.{i}.ada_lin.1.weight"), dense(&modulation.weight)));
-        }
-        if let Some(offsets) = &block.offsets {
-            compare_gradient(case, compare, &gradients, &format!("blocks.{i}.ada_gss"), offsets)?;
+        match &block.modulation {
+            Modulation::Own(layer) => found.push((format!("blocks.{i}.ada_lin.1.weight"), dense(&layer.weight))),
+            Modulation::Shared(offsets) => {
+                compare_gradient(case, compare, &gradients, &format!("blocks.{i}.ada_gss"), offsets)?;
+            }
         }
         if let Some(log_scale) = &block.attention.log_scale {
             compare_gradient(case, compare, &gradients, &format!("blocks.{i}.attn.scale_mul_1H11"), log_scale)?;
