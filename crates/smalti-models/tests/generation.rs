@@ -10,8 +10,8 @@ use smalti_models::quantizers::multi_scale::Refinement;
 use smalti_models::quantizers::{MultiScaleConfig, QuantizerConfig, QuantizerModel, VqConfig};
 use smalti_models::sampling::{GuidanceSchedule, Schedule};
 use smalti_models::{
-    Codes, Condition, ConditionConfig, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known, Request,
-    Sampling,
+    Codes, Condition, ConditionConfig, Generation, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known,
+    Request, Sampling,
 };
 use smalti_nn::dense::{Pack, WeightPrecision};
 
@@ -366,6 +366,27 @@ fn smooth_sampling_mixes_codes_and_keeps_known_ones() {
     let sampling = Sampling { smooth: true, ..Default::default() };
     let refused = gpt.start(&Request { images: vec![request(0)], sampling });
     assert!(refused.err().unwrap().to_string().contains("smooth"));
+}
+
+#[test]
+fn the_codes_so_far_decode_to_about_the_levels_so_far() {
+    let config = var(ConditionConfig::None, false);
+    let GeneratorModel::Var(mut model) = model(&config) else { unreachable!() };
+    // One code adds nothing, and neither do the convolutions.
+    let vectors = model.quantize.vectors();
+    let vectors = Tensor::cat(vec![vectors.clone().narrow(0, 1, CODES - 1), vectors.narrow(0, 0, 1) * 0.0], 0);
+    let id = model.quantize.table.embedding.weight.id;
+    model.quantize.table.embedding.weight = model.quantize.table.embedding.weight.transform_for_load(vectors, id);
+    model.quantize.phi.iter_mut().for_each(|conv| *conv = conv.clone().without_bias());
+    let request = Request { images: vec![image(&Condition::None, 3, None)], sampling: Sampling::default() };
+    let draws = smalti_models::sampling::Seeded::new([3]);
+    let mut generation = model.start_with(&request, Box::new(draws)).unwrap();
+    for _ in 0..generation.steps() {
+        generation.next();
+        let sums = model.quantize.sums(generation.codes().discrete().unwrap());
+        let difference = sums.last().unwrap().clone() - generation.latents().unwrap().clone();
+        assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
+    }
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub struct StepOutput {
 /// What an evaluation found.
 pub struct Evaluation {
     /// Named values for the log.
-    pub values: Vec<(&'static str, f64)>,
+    pub values: Vec<(String, f64)>,
     /// The value that decides which checkpoint is best; lower is better.
     pub score: f64,
     /// A picture to look at, if there is one.

@@ -317,7 +317,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         for (name, value) in &values {
             self.events.scalar(&format!("validation/{name}"), step, *value)?;
             line.insert(format!("validation_{name}"), json!(value));
-            self.evaluation.insert((*name).to_string(), json!(value));
+            self.evaluation.insert(name.clone(), json!(value));
         }
         self.metrics.line(&serde_json::Value::Object(line))?;
         let shown: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();

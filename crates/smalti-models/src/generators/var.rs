@@ -453,11 +453,13 @@ impl Var {
         let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.quantize.vectors().device();
         let condition_rows = request.condition_rows(condition, &device)?;
+        let nothing = model.quantize.nearest_to_nothing();
+        let row = |known: &Vec<Option<u32>>| known.iter().map(|code| code.unwrap_or(nothing)).collect();
         Ok(VarGeneration {
             modulations: model.modulations(condition_rows),
             places: model.places(),
             caches: model.blocks.iter().map(|_| KeyValueCache::of_groups(tokens.length())).collect(),
-            codes: vec![vec![0; tokens.length()]; known.len()],
+            codes: known.iter().map(row).collect(),
             sizes: model.sizes(),
             sampling: request.sampling.clone(),
             sum: None,
@@ -508,6 +510,7 @@ pub struct VarGeneration {
     sizes: Vec<usize>,
     caches: Vec<KeyValueCache>,
     known: Vec<Vec<Option<u32>>>,
+    /// Finer levels hold the code that adds least, so that the codes so far are a blurred picture.
     codes: Vec<Vec<u32>>,
     draws: Box<dyn Draws>,
     /// What the levels so far add up to, `[n, c, h, w]`.

@@ -140,6 +140,13 @@ impl MultiScale {
         self.table.raw_table()
     }
 
+    /// The code whose vector is the shortest.
+    pub(crate) fn nearest_to_nothing(&self) -> u32 {
+        let vectors = self.vectors();
+        let zero = Tensor::zeros([1, self.channels()], &vectors.device());
+        nearest_code(zero, vectors).into_data().iter::<u32>().next().unwrap_or_default()
+    }
+
     /// Number of levels.
     pub fn levels(&self) -> usize {
         self.config.levels.len()

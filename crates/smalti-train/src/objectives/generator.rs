@@ -184,7 +184,7 @@ impl Objective for GeneratorObjective {
         let (h, w) = spec.image_size;
         let bits_per_pixel = bits_per_token * spec.length() as f64 / (h * w) as f64;
         Ok(Evaluation {
-            values: vec![("bits_per_token", bits_per_token), ("bits_per_pixel", bits_per_pixel)],
+            values: vec![("bits_per_token".into(), bits_per_token), ("bits_per_pixel".into(), bits_per_pixel)],
             score: bits_per_token,
             picture: Some(self.samples(model)?),
         })

@@ -6,7 +6,7 @@ use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use smalti_base::{Progress, Result, Rng};
+use smalti_base::{Layout, Progress, Result, Rng};
 use smalti_data::datasets::Dataset;
 use smalti_data::image::grid;
 use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
@@ -23,6 +23,14 @@ use std::sync::Arc;
 
 /// Draws of a quantizer's update use streams of their own.
 const UPDATE_STREAM: u64 = 2 << 32;
+
+/// Tokens of each level; none if there are no levels.
+fn level_sizes(layout: &Layout) -> Vec<usize> {
+    match layout {
+        Layout::Pyramid { levels } => levels.iter().map(|(h, w)| h * w).collect(),
+        _ => Vec::new(),
+    }
+}
 
 /// The tokenizer and, in adversarial training, its critic.
 #[derive(Module, Debug)]
@@ -142,6 +150,7 @@ impl Objective for TokenizerObjective {
             Loader::ordered(self.validation.clone(), config, self.seed, 0)?
         };
         let (mut images, mut total, mut usage) = (0usize, 0.0, Usage::new(spec.vocabulary));
+        let mut by_level = vec![Usage::new(spec.vocabulary); level_sizes(&spec.layout).len()];
         let mut shown = Vec::new();
         let count = self.validation.len().min(self.evaluation.images).max(1);
         let pictures = self.evaluation.pictures;
@@ -157,7 +166,16 @@ impl Objective for TokenizerObjective {
                 total += psnr(Pair::new(&l, &r, [3, left.height, left.width])?, 2.0);
             }
             if let Some(codes) = codes.discrete() {
-                usage.add(indices(codes)?);
+                let codes = indices(codes)?;
+                for row in codes.chunks(spec.length().max(1)) {
+                    let mut rest = row;
+                    for (usage, size) in by_level.iter_mut().zip(level_sizes(&spec.layout)) {
+                        let (level, finer) = rest.split_at(size.min(rest.len()));
+                        usage.add(level.iter().copied());
+                        rest = finer;
+                    }
+                }
+                usage.add(codes);
             }
             for (left, right) in originals.into_iter().zip(reconstructions) {
                 // Pictures are spread over the data, which is often sorted by kind.
@@ -171,15 +189,15 @@ impl Objective for TokenizerObjective {
             }
         }
         let mean = total / images.max(1) as f64;
-        Ok(Evaluation {
-            values: vec![
-                ("psnr", mean),
-                ("codebook_usage", usage.used_fraction()),
-                ("codebook_perplexity", usage.perplexity()),
-            ],
-            score: -mean,
-            picture: Some(grid(&shown, 8, 2)?),
-        })
+        let mut values = vec![
+            ("psnr".to_string(), mean),
+            ("codebook_usage".into(), usage.used_fraction()),
+            ("codebook_perplexity".into(), usage.perplexity()),
+        ];
+        // Codes of coarse levels are the first to collapse.
+        let levels = by_level.iter().enumerate();
+        values.extend(levels.map(|(level, usage)| (format!("codebook_perplexity_level_{level}"), usage.perplexity())));
+        Ok(Evaluation { values, score: -mean, picture: Some(grid(&shown, 8, 2)?) })
     }
 
     fn export(&self, model: &TokenizerTraining, folder: &Path, facts: &serde_json::Value) -> Result<()> {

@@ -440,15 +440,26 @@ fn losses(case: &Case, compare: &mut Comparison) -> Result<()> {
     let gradients = GradientsParams::from_grads(loss.backward(), &var);
     let dense = |param: &Param<Tensor<2>>| gradients.get::<2>(param.id).map(Tensor::transpose);
     compare_gradient(case, compare, &gradients, "class_emb.weight", &var.classes.table)?;
+    for (official, table) in
+        [("lvl_embed.weight", &var.levels.table), ("pos_start", &var.start.table), ("pos_1LC", &var.positions.table)]
+    {
+        compare_gradient(case, compare, &gradients, official, table)?;
+    }
     let mut found = vec![
         ("word_embed.weight".to_string(), dense(&var.words.weight)),
         ("head.weight".into(), dense(&var.head.weight)),
         ("head_nm.ada_lin.1.weight".into(), dense(&var.head_modulation.weight)),
     ];
+    if let Some(shared) = &var.shared {
+        found.push(("shared_ada_lin.1.weight".into(), dense(&shared.weight)));
+    }
     for (i, block) in var.blocks.iter().enumerate() {
         let layers = [&block.attention.query, &block.attention.key, &block.attention.value];
         let qkv: Option<Vec<_>> = layers.iter().map(|layer| dense(&layer.weight)).collect();
         found.push((format!("blocks.{i}.attn.mat_qkv.weight"), qkv.map(|qkv| Tensor::cat(qkv, 0))));
+        found.push((format!("blocks.{i}.attn.proj.weight"), dense(&block.attention.output.weight)));
+        found.push((format!("blocks.{i}.ffn.fc1.weight"), dense(&block.mlp.expand.weight)));
+        found.push((format!("blocks.{i}.ffn.fc2.weight"), dense(&block.mlp.contract.weight)));
         match &block.modulation {
             Modulation::Own(layer) => found.push((format!("blocks.{i}.ada_lin.1.weight"), dense(&layer.weight))),
             Modulation::Shared(offsets) => {
