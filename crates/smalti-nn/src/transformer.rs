@@ -51,7 +51,7 @@ impl Mlp {
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>) -> Tensor<3> {
-        self.contract.forward(self.activation.forward(self.expand.forward(x_bnd)))
+        self.contract.forward_gelu(self.expand.forward(x_bnd), self.activation == Activation::GeluTanh)
     }
 }
 

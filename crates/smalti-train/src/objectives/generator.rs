@@ -1,5 +1,6 @@
 //! Training a generator on tokens.
 
+use super::captions::{Captions, phrases};
 use super::pictures;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::recipe::{EvaluationConfig, GeneratorTask, Recipe, TextConfig};
@@ -30,6 +31,7 @@ pub struct GeneratorObjective {
     train: Tokens,
     validation: Tokens,
     text: Option<TextTokenizer>,
+    captions: Option<Captions>,
     tokenizer_paths: BundlePaths,
     tokenizer_config: TokenizerConfig,
     tokenizer: TokenizerModel,
@@ -89,7 +91,12 @@ impl GeneratorObjective {
         let tokenizer = bundle::read_weights(&tokenizer_paths, Part::Tokenizer, tokenizer_config.init(device)?)?;
         let text = text_tokenizer(task, &train)?;
         let condition = task.model.condition();
+        let captions = match (&task.captions, &text) {
+            (Some(config), Some(text)) => Some(Captions::read(&train, &task.train, config, text.clone(), recipe.seed)?),
+            _ => None,
+        };
         Ok(Self {
+            captions,
             train: Tokens::read(&train, &task.train, condition, text.as_ref())?,
             validation: Tokens::read(&validation, &task.validation, condition, text.as_ref())?,
             task: task.clone(),
@@ -146,9 +153,13 @@ impl Objective for GeneratorObjective {
         Ok(Box::new(std::iter::from_fn(move || {
             let mut batch = TokenBatch { codes: Vec::new(), conditions: Vec::new() };
             for _ in 0..self.micro_batch {
-                let (_, row) = order.at(at);
+                let (epoch, row) = order.at(at);
                 batch.codes.extend(&self.train.codes[row]);
-                batch.conditions.push(self.train.conditions[row].clone());
+                let drawn = self.captions.as_ref().map_or(Ok(None), |captions| captions.draw(row, epoch));
+                match drawn {
+                    Ok(drawn) => batch.conditions.push(drawn.unwrap_or_else(|| self.train.conditions[row].clone())),
+                    Err(error) => return Some(Err(error)),
+                }
                 at += 1;
             }
             Some(Ok(batch))
@@ -273,8 +284,11 @@ fn text_tokenizer(task: &GeneratorTask, train: &Shards) -> Result<Option<TextTok
         None => return Ok(None),
         Some(TextConfig::File { path }) => TextTokenizer::load(path)?,
         Some(TextConfig::Bpe { vocabulary }) => {
-            let captions =
-                (0..train.len()).map(|i| Ok(train.row(i)?.text.unwrap_or_default())).collect::<Result<Vec<_>>>()?;
+            let words = |i| match &task.captions {
+                Some(_) => phrases(train, i),
+                None => Ok(vec![train.row(i)?.text.unwrap_or_default()]),
+            };
+            let captions = (0..train.len()).map(words).collect::<Result<Vec<_>>>()?.concat();
             TextTokenizer::train_bpe(&captions, *vocabulary)?
         }
     };
