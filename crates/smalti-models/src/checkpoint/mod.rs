@@ -1,16 +1,20 @@
 //! Weights and bundles on disk.
 //!
-//! [`tensors`] reads and writes named tensors, [`weights`] moves them in and out of a module, [`bundle`] is the folder that holds
+//! [`open_weights`] reads safetensors and PyTorch files, [`tensors`] reads and writes named tensors, [`weights`] moves them in and out of a module, [`bundle`] is the folder that holds
 //! a usable model, [`rules`] turn official checkpoints into ours.
 
 pub mod bundle;
+mod open;
 pub mod packed;
+mod pytorch;
 pub mod rules;
 pub mod tensors;
 pub mod weights;
 
 pub use bundle::{BundlePaths, Manifest, Part, PartFacts, read_config, read_packed, read_weights, write_part};
+pub use open::{Below, open_weights};
 pub use packed::load_packed;
+pub use pytorch::PytorchFile;
 pub use rules::{Plan, Rules};
 pub use tensors::{Source, Stored, Values, WeightsFile, read_tensors, write_tensors};
 pub use weights::{Entry, Kind, Precision, Report, load_from, load_module, parameter_map, save_module};

@@ -316,7 +316,7 @@ fn encode(writer: &mut impl Write, dtype: Dtype, values: &Values) -> std::io::Re
     Ok(())
 }
 
-fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Values> {
+pub(super) fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Values> {
     fn each<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }

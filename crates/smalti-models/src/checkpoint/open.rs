@@ -1,0 +1,152 @@
+//! Weights of any format: a file, a folder of files, or an index of files.
+
+use super::pytorch::PytorchFile;
+use super::tensors::{Source, Stored, WeightsFile};
+use serde::Deserialize;
+use smalti_base::{Error, Result, config};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+/// What files of weights end in, the preferred first.
+const ENDINGS: [&str; 6] = ["safetensors", "ckpt", "pth", "pt", "bin", "pkl"];
+/// How the index of weights in several safetensors files ends.
+const INDEX: &str = ".safetensors.index.json";
+
+/// Opens weights: a safetensors file, a PyTorch file, an index of safetensors files, or a folder that holds one of them. The kind of
+/// a file is seen by its content.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Invalid`] if there are none, several to choose from, or they are damaged.
+pub fn open_weights(path: &Path) -> Result<Box<dyn Source>> {
+    if path.is_dir() {
+        return open_weights(&in_folder(path)?);
+    }
+    if path.to_string_lossy().ends_with(INDEX) {
+        return Ok(Box::new(Indexed::open(path)?));
+    }
+    Ok(match is_safetensors(path)? {
+        true => Box::new(WeightsFile::open(path)?),
+        false => Box::new(PytorchFile::open(path)?),
+    })
+}
+
+/// A safetensors file begins with the length of its header, which is JSON.
+fn is_safetensors(path: &Path) -> Result<bool> {
+    if path.extension().is_some_and(|ending| ending == ENDINGS[0]) {
+        return Ok(true);
+    }
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, e))?;
+    file.take(9).read_to_end(&mut start).map_err(|e| Error::io("read", path, e))?;
+    Ok(start.len() == 9 && start[8] == b'{' && start[5..8] == [0; 3])
+}
+
+/// The one index or file of weights in a folder.
+fn in_folder(folder: &Path) -> Result<PathBuf> {
+    let failed = |e| Error::io("read folder", folder, e);
+    let entries = std::fs::read_dir(folder).map_err(failed)?;
+    let mut files: Vec<PathBuf> =
+        entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect::<Result<_>>()?;
+    files.retain(|path| path.is_file());
+    files.sort();
+    let indices: Vec<&PathBuf> = files.iter().filter(|path| path.to_string_lossy().ends_with(INDEX)).collect();
+    if let [index] = indices[..] {
+        return Ok(index.clone());
+    }
+    for ending in ENDINGS {
+        let found: Vec<&PathBuf> =
+            files.iter().filter(|path| path.extension().is_some_and(|other| other == ending)).collect();
+        match found[..] {
+            [] => {}
+            [file] => return Ok(file.clone()),
+            _ => {
+                let names: Vec<String> = found.iter().map(|path| path.display().to_string()).collect();
+                let problem = format!("holds several files of weights: {}", names.join(", "));
+                return Err(Error::invalid_hint(folder.display(), problem, "name one of them"));
+            }
+        }
+    }
+    Err(Error::file(folder, format!("holds no weights; expected a file that ends in .{}", ENDINGS.join(", ."))))
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Tensors in several safetensors files.
+struct Indexed {
+    path: PathBuf,
+    files: BTreeMap<String, WeightsFile>,
+    /// The file of each tensor.
+    homes: BTreeMap<String, String>,
+}
+
+impl Indexed {
+    fn open(path: &Path) -> Result<Self> {
+        let Index { weight_map: homes } = config::read_json(path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut files = BTreeMap::new();
+        for (tensor, name) in &homes {
+            if !files.contains_key(name) {
+                let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+                if !plain {
+                    return Err(Error::file(path, format!("the file `{name}` of `{tensor}` leads out of the folder")));
+                }
+                files.insert(name.clone(), WeightsFile::open(&folder.join(name))?);
+            }
+            if !files[name].names().any(|there| there == tensor) {
+                return Err(Error::file(path, format!("`{tensor}` is not in {name}")));
+            }
+        }
+        Ok(Self { path: path.to_path_buf(), files, homes })
+    }
+}
+
+impl Source for Indexed {
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let all = self.files.values().flat_map(WeightsFile::shapes);
+        all.filter(|(name, _)| self.homes.contains_key(name)).collect()
+    }
+
+    fn read(&self, name: &str) -> Result<Stored> {
+        match self.homes.get(name).and_then(|home| self.files.get(home)) {
+            Some(file) => file.read(name),
+            None => Err(Error::unknown(self.place(), "tensor", name, self.homes.keys())),
+        }
+    }
+}
+
+/// The tensors of a source whose names begin with a key and a dot, named without it.
+pub struct Below<'a> {
+    source: &'a dyn Source,
+    prefix: String,
+}
+
+impl<'a> Below<'a> {
+    /// The tensors below `key`; `None` if there are none.
+    pub fn new(source: &'a dyn Source, key: &str) -> Option<Self> {
+        let prefix = format!("{key}.");
+        source.shapes().keys().any(|name| name.starts_with(&prefix)).then_some(Self { source, prefix })
+    }
+}
+
+impl Source for Below<'_> {
+    fn place(&self) -> String {
+        format!("{}: {}", self.source.place(), self.prefix.trim_end_matches('.'))
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let shapes = self.source.shapes().into_iter();
+        shapes.filter_map(|(name, shape)| Some((name.strip_prefix(&self.prefix)?.to_string(), shape))).collect()
+    }
+
+    fn read(&self, name: &str) -> Result<Stored> {
+        self.source.read(&format!("{}{name}", self.prefix))
+    }
+}
