@@ -7,6 +7,7 @@ use smalti::bench::BenchArgs;
 use smalti::edit::EditArgs;
 use smalti::evaluate::EvaluateArgs;
 use smalti::generate::GenerateArgs;
+use smalti::import::ImportArgs;
 use smalti::inspect::InspectArgs;
 use smalti::parity::ParityArgs;
 use smalti::reconstruct::ReconstructArgs;
@@ -86,6 +87,13 @@ Examples:
   smalti bench assets/demo recipes/vqgan/imagenet-f16-1024.toml
   smalti bench --only conv2d --seconds 2 --json";
 
+const IMPORT: &str = "\
+Examples:
+  smalti import vqgan_imagenet_f16_1024.ckpt --system vqgan -o models/vqgan
+  smalti import vae_ch160v4096z32.pth --system var -o models/var-d16
+  smalti import var_d16.pth --system var -o models/var-d16
+  smalti import mine.ckpt --system vqgan --variant my-recipe.toml -o models/mine";
+
 const PARITY: &str = "\
 Examples:
   smalti parity golden/vqgan/vqmodel-tiny
@@ -122,6 +130,9 @@ pub enum Verb {
     /// Time this machine, the kernels, and the models of bundles and recipes
     #[command(after_help = BENCH)]
     Bench(BenchArgs),
+    /// Turn official weights into a bundle; nothing in the file is executed
+    #[command(after_help = IMPORT)]
+    Import(ImportArgs),
     /// Compare golden cases of official implementations, tensor by tensor, with what this program computes
     #[command(after_help = PARITY)]
     Parity(ParityArgs),

@@ -8,6 +8,7 @@ use smalti::eval::Scores;
 use smalti::evaluate::EvaluateOutcome;
 use smalti::generate::GenerateOutcome;
 use smalti::golden::Status;
+use smalti::import::ImportOutcome;
 use smalti::inspect::InspectOutcome;
 use smalti::parity::ParityOutcome;
 use smalti::reconstruct::ReconstructOutcome;
@@ -150,6 +151,31 @@ pub fn bench(outcome: &BenchOutcome) -> String {
     }
     let memory = outcome.peak_memory.map(|bytes| format!("\npeak memory {:.0} MiB\n", bytes as f64 / 1048576.0));
     text + &memory.unwrap_or_default()
+}
+
+/// A line for each part, and what was left aside.
+pub fn import(outcome: &ImportOutcome) -> String {
+    let mut text = format!("bundle: {}\n", outcome.bundle.display());
+    for part in &outcome.parts {
+        text += &format!(
+            "{}: {} with {} parameters; {} tensors loaded, {} kept as they begin, {} left out\n",
+            part.part.name(),
+            part.variant,
+            part.facts.parameters,
+            part.loaded,
+            part.kept.len(),
+            part.dropped.len()
+        );
+        for (what, names) in [("kept", &part.kept), ("left out", &part.dropped)] {
+            if !names.is_empty() {
+                let shown: Vec<&str> = names.iter().take(ROWS / 2).map(String::as_str).collect();
+                let more = names.len().checked_sub(shown.len()).filter(|more| *more > 0);
+                let more = more.map_or(String::new(), |more| format!(" and {more} more"));
+                text += &format!("  {what}: {}{more}\n", shown.join(", "));
+            }
+        }
+    }
+    text
 }
 
 /// A table of tensors for each case, then a line for each case.

@@ -8,6 +8,7 @@ pub mod edit;
 pub mod evaluate;
 pub mod generate;
 pub mod golden;
+pub mod import;
 pub mod inspect;
 pub mod model;
 pub mod output;
@@ -20,6 +21,7 @@ pub mod source;
 pub mod systems;
 pub mod tokenize;
 pub mod train;
+pub mod variants;
 pub mod weights;
 
 pub use sampling::SamplingArgs;

@@ -10,6 +10,7 @@
 //! A part may be absent: a tokenizer alone is a bundle.
 
 use super::packed::load_packed;
+use super::tensors::{Source, copy_tensors};
 use super::weights::{Precision, load_module, parameter_map, save_module};
 use crate::sampling::Sampling;
 use burn::module::Module;
@@ -248,6 +249,25 @@ pub fn write_part<C: Serialize, M: Module>(
     let metadata = BTreeMap::from([("format".to_string(), "smalti".to_string())]);
     save_module(module, &bundle.weights(part), precision, &metadata)?;
     let parameters = parameter_map(module).values().map(|entry| entry.shape.iter().product::<usize>()).sum();
+    Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters })
+}
+
+/// Writes a part's configuration, and weights that come from a source, one tensor in memory at a time.
+///
+/// # Errors
+/// [`Error::Io`], and what reading the source returns.
+pub fn copy_part<C: Serialize>(
+    bundle: &BundlePaths,
+    part: Part,
+    config: &C,
+    weights: &dyn Source,
+    precision: Precision,
+) -> Result<PartFacts> {
+    files::create_folder(&bundle.root.join(part.name()))?;
+    let metadata = BTreeMap::from([("format".to_string(), "smalti".to_string())]);
+    copy_tensors(&bundle.weights(part), weights, precision, &metadata)?;
+    config::write_json(&bundle.config(part), config)?;
+    let parameters = weights.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
     Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters })
 }
 

@@ -4,6 +4,7 @@
 //! a usable model, [`rules`] turn official checkpoints into ours.
 
 pub mod bundle;
+pub mod import;
 mod open;
 pub mod packed;
 mod pytorch;
@@ -11,10 +12,12 @@ pub mod rules;
 pub mod tensors;
 pub mod weights;
 
-pub use bundle::{BundlePaths, Manifest, Part, PartFacts, read_config, read_packed, read_weights, write_part};
+pub use bundle::{
+    BundlePaths, Manifest, Part, PartFacts, copy_part, read_config, read_packed, read_weights, write_part,
+};
 pub use open::{Below, open_weights};
 pub use packed::load_packed;
 pub use pytorch::PytorchFile;
 pub use rules::{Plan, Rules};
-pub use tensors::{Source, Stored, Values, WeightsFile, read_tensors, write_tensors};
-pub use weights::{Entry, Kind, Precision, Report, load_from, load_module, parameter_map, save_module};
+pub use tensors::{Source, Stored, Values, WeightsFile, copy_tensors, read_tensors, write_tensors};
+pub use weights::{Entry, Kind, Precision, Report, load_from, load_module, parameter_map, parameters, save_module};

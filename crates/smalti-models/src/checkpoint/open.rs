@@ -129,6 +129,11 @@ pub struct Below<'a> {
 }
 
 impl<'a> Below<'a> {
+    /// All tensors, as they are named.
+    pub fn all(source: &'a dyn Source) -> Self {
+        Self { source, prefix: String::new() }
+    }
+
     /// The tensors below `key`; `None` if there are none.
     pub fn new(source: &'a dyn Source, key: &str) -> Option<Self> {
         let prefix = format!("{key}.");
@@ -138,6 +143,9 @@ impl<'a> Below<'a> {
 
 impl Source for Below<'_> {
     fn place(&self) -> String {
+        if self.prefix.is_empty() {
+            return self.source.place();
+        }
         format!("{}: {}", self.source.place(), self.prefix.trim_end_matches('.'))
     }
 

@@ -34,6 +34,9 @@ struct RuleFile {
 struct RawRules {
     #[serde(default)]
     optional: Vec<String>,
+    /// Optional floats that checkpoints lack, and what they are then.
+    #[serde(default)]
+    fill: BTreeMap<String, f32>,
     rules: Vec<RawRule>,
 }
 
@@ -64,6 +67,7 @@ struct RawSplit {
 pub struct Rules {
     place: String,
     optional: Vec<Regex>,
+    fill: Vec<(Regex, f32)>,
     rules: Vec<Rule>,
 }
 
@@ -137,7 +141,8 @@ impl Rules {
         });
         Ok(Self {
             place: place.to_string(),
-            optional: raw.optional.iter().map(regex).collect::<Result<_>>()?,
+            optional: raw.optional.iter().chain(raw.fill.keys()).map(regex).collect::<Result<_>>()?,
+            fill: raw.fill.iter().map(|(name, value)| Ok((regex(name)?, *value))).collect::<Result<_>>()?,
             rules: rules.collect::<Result<_>>()?,
         })
     }
@@ -149,7 +154,29 @@ impl Rules {
     /// [`Error::Invalid`] that names the tensors that are missing, unused or of another shape, with the nearest names.
     pub fn import<M: Module>(&self, module: M, source: &dyn Source) -> Result<(M, Report)> {
         let plan = self.plan(source)?;
-        load_from(module, &plan, &|name| self.optional.iter().any(|pattern| pattern.is_match(name)))
+        load_from(module, &plan, &|name| self.is_optional(name))
+    }
+
+    /// Whether a part has rules of this system.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for another system.
+    pub fn has(system: &str, part: &str) -> Result<bool> {
+        match Self::builtin(system, part) {
+            Ok(_) => Ok(true),
+            Err(Error::Unknown { kind, .. }) if kind == "part" => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a module's parameter may be missing in a checkpoint.
+    pub fn is_optional(&self, name: &str) -> bool {
+        self.optional.iter().any(|pattern| pattern.is_match(name))
+    }
+
+    /// The value that a missing parameter gets instead of its initial ones.
+    pub fn filled(&self, name: &str) -> Option<f32> {
+        self.fill.iter().find(|(pattern, _)| pattern.is_match(name)).map(|(_, value)| *value)
     }
 
     /// Applies the rules to a source's names and shapes.

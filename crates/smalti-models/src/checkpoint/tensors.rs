@@ -242,7 +242,7 @@ pub fn write_tensors(
     let mut order: Vec<(Dtype, &String, &Stored)> =
         tensors.iter().map(|(name, tensor)| (stored_dtype(&tensor.values, precision), name, tensor)).collect();
     order.sort_by_key(|(dtype, name, _)| (std::cmp::Reverse(dtype.bitsize()), *name));
-    let header = header(&order, metadata);
+    let header = header(order.iter().map(|(dtype, name, tensor)| (*dtype, *name, tensor.shape.as_slice())), metadata);
     files::write_atomic(path, |writer| {
         writer.write_all(&(header.len() as u64).to_le_bytes())?;
         writer.write_all(&header)?;
@@ -253,18 +253,54 @@ pub fn write_tensors(
     })
 }
 
-fn header(order: &[(Dtype, &String, &Stored)], metadata: &BTreeMap<String, String>) -> Vec<u8> {
+/// Writes all tensors of a source to a safetensors file, whole or not at all. Each is read twice, and only one is in memory.
+///
+/// # Errors
+/// [`Error::Io`], and what reading the source returns.
+pub fn copy_tensors(
+    path: &Path,
+    source: &dyn Source,
+    precision: Precision,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let kind =
+        |(name, shape): (String, Vec<usize>)| Ok((stored_dtype(&source.read(&name)?.values, precision), name, shape));
+    let mut order: Vec<(Dtype, String, Vec<usize>)> = source.shapes().into_iter().map(kind).collect::<Result<_>>()?;
+    order.sort_by(|a, b| (b.0.bitsize(), &a.1).cmp(&(a.0.bitsize(), &b.1)));
+    let header = header(order.iter().map(|(dtype, name, shape)| (*dtype, name, shape.as_slice())), metadata);
+    let mut failed = None;
+    let written = files::write_atomic(path, |writer| {
+        writer.write_all(&(header.len() as u64).to_le_bytes())?;
+        writer.write_all(&header)?;
+        for (dtype, name, _) in &order {
+            match source.read(name) {
+                Ok(stored) => encode(writer, *dtype, &stored.values)?,
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(std::io::Error::other("the source failed"));
+                }
+            }
+        }
+        Ok(())
+    });
+    failed.map_or(written, Err)
+}
+
+fn header<'a>(
+    order: impl Iterator<Item = (Dtype, &'a String, &'a [usize])>,
+    metadata: &BTreeMap<String, String>,
+) -> Vec<u8> {
     // Built by hand: the reference implementation writes text entries in the random order of a hash map.
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
     let mut offset = 0;
-    for (dtype, name, tensor) in order {
-        let end = offset + tensor.values.len() * dtype.bitsize() / 8;
+    for (dtype, name, shape) in order {
+        let end = offset + shape.iter().product::<usize>() * dtype.bitsize() / 8;
         header.insert(
-            (*name).clone(),
-            serde_json::json!({ "dtype": format!("{dtype:?}"), "shape": tensor.shape, "data_offsets": [offset, end] }),
+            name.clone(),
+            serde_json::json!({ "dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [offset, end] }),
         );
         offset = end;
     }

@@ -58,6 +58,19 @@ pub fn save_module<M: Module>(
     }
 }
 
+/// The parameters of these names, brought to the host.
+///
+/// # Errors
+/// [`Error::Invalid`] if one cannot be read from its device.
+pub fn parameters<M: Module>(module: &M, names: &[String]) -> Result<BTreeMap<String, Stored>> {
+    let mut walk = Collecting { only: Some(names), ..Default::default() };
+    module.visit(&mut walk);
+    match walk.failed {
+        Some(error) => Err(error),
+        None => Ok(walk.tensors),
+    }
+}
+
 /// Loads a file that [`save_module`] wrote into a module of the same shape, on the module's own device. Floats become `f32`.
 ///
 /// # Errors
@@ -92,13 +105,22 @@ impl Report {
         for (name, entry) in entries {
             match shapes.get(name) {
                 Some(found) if same_shape(&entry.shape, found) => report.loaded.push(name.clone()),
-                Some(found) => report.misfits.push(format!("`{name}` is {found:?}, expected {:?}", entry.shape)),
+                Some(found) => {
+                    let turned = found.iter().rev().eq(&entry.shape) && found.len() > 1;
+                    let note = if turned { " (transposed?)" } else { "" };
+                    report.misfits.push(format!("`{name}` is {found:?}, expected {:?}{note}", entry.shape));
+                }
                 None if optional(name) => report.kept.push(name.clone()),
                 None => report.missing.push(name.clone()),
             }
         }
         report.unused = shapes.keys().filter(|name| !entries.contains_key(*name)).cloned().collect();
         report
+    }
+
+    /// How many parameters and tensors do not fit.
+    pub fn problems(&self) -> usize {
+        self.missing.len() + self.unused.len() + self.misfits.len()
     }
 
     /// An error that names what does not fit, with the nearest names, unless all fits.
@@ -207,13 +229,19 @@ impl ModuleVisitor for Listing {
 }
 
 #[derive(Default)]
-struct Collecting {
+struct Collecting<'a> {
     path: ModulePath,
+    /// The wanted names; all if there are none.
+    only: Option<&'a [String]>,
     tensors: BTreeMap<String, Stored>,
     failed: Option<Error>,
 }
 
-impl Collecting {
+impl Collecting<'_> {
+    fn skips(&self) -> bool {
+        self.only.is_some_and(|names| !names.contains(&self.path.name()))
+    }
+
     fn add(&mut self, data: TensorData, values: impl Fn(TensorData) -> Option<Values>) {
         let (name, shape) = (self.path.name(), data.shape().to_vec());
         match values(data) {
@@ -223,16 +251,25 @@ impl Collecting {
     }
 }
 
-impl ModuleVisitor for Collecting {
+impl ModuleVisitor for Collecting<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.skips() {
+            return;
+        }
         self.add(param.val().to_data(), |data| data.convert::<f32>().try_into_vec().ok().map(Values::Floats));
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        if self.skips() {
+            return;
+        }
         self.add(param.val().to_data(), |data| data.convert::<i64>().try_into_vec().ok().map(Values::Ints));
     }
 
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        if self.skips() {
+            return;
+        }
         self.add(param.val().to_data(), |data| Some(Values::Bools(data.iter::<bool>().collect())));
     }
 

@@ -1,0 +1,292 @@
+//! `import`: official weights to a bundle.
+
+use crate::Settings;
+use crate::variants::{self, PartConfig, Variant};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Progress, Result, TokenSpec, files};
+use smalti_models::checkpoint::import::{Imported, compare, views};
+use smalti_models::checkpoint::{
+    BundlePaths, Manifest, Part, PartFacts, Precision, Report, Rules, Source, copy_part, open_weights, read_config,
+    read_weights,
+};
+use smalti_models::generators::GeneratorModel;
+use smalti_models::tokenizers::TokenizerConfig;
+use std::path::PathBuf;
+
+/// What `import` is told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImportArgs {
+    /// Official weights: a .safetensors, .ckpt, .pth, .pt or .bin file, an index of safetensors files, or their folder
+    pub source: PathBuf,
+    /// Whose layout the weights have: a rules file in checkpoints/
+    #[arg(long, value_name = "NAME")]
+    pub system: String,
+    /// Which model they are: a recipe by name or file [default: the one that fits]
+    #[arg(long, value_name = "RECIPE")]
+    pub variant: Option<String>,
+    /// The bundle's folder; a bundle that is there gets another part
+    #[arg(short, long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Store floats in 16 bits; without it the import is lossless
+    #[arg(long)]
+    pub f16: bool,
+}
+
+/// A resolved and checked `import`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImportPlan {
+    /// Where the weights are.
+    pub source: PathBuf,
+    /// Whose layout they have.
+    pub system: String,
+    /// The bundle's folder.
+    pub out: PathBuf,
+    /// How floats are stored.
+    pub precision: Precision,
+    /// The parts that are in the weights.
+    pub parts: Vec<PartPlan>,
+}
+
+/// A part of the weights.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartPlan {
+    /// Which one.
+    pub part: Part,
+    /// The recipe whose model it is.
+    pub variant: String,
+    /// The key below which its tensors are.
+    pub key: Option<&'static str>,
+    #[serde(skip)]
+    fits: Variant,
+}
+
+/// What `import` made.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImportOutcome {
+    /// The bundle's folder.
+    pub bundle: PathBuf,
+    /// What became of each part.
+    pub parts: Vec<ImportedPart>,
+}
+
+/// What became of a part.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImportedPart {
+    /// Which one.
+    pub part: Part,
+    /// The recipe whose model it is.
+    pub variant: String,
+    /// Its checksum and number of parameters.
+    pub facts: PartFacts,
+    /// Parameters that were found.
+    pub loaded: usize,
+    /// Parameters that the weights lack and that keep their initial values.
+    pub kept: Vec<String>,
+    /// Tensors of the weights that the rules leave out.
+    pub dropped: Vec<String>,
+}
+
+/// One attempt to see the weights as a model.
+struct Attempt {
+    part: Part,
+    variant: Variant,
+    key: Option<&'static str>,
+    report: Report,
+    place: String,
+}
+
+/// Finds the parts and variants that fit. Of the weights only names and shapes are read.
+///
+/// # Errors
+/// Weights that cannot be read; a system without rules; [`Error::Invalid`] that says what does not fit, and which variant would.
+pub fn plan(args: &ImportArgs, _: &Settings) -> Result<ImportPlan> {
+    let parts: Vec<Part> = [Part::Tokenizer, Part::Generator]
+        .into_iter()
+        .map(|part| Ok((part, Rules::has(&args.system, part.name())?)))
+        .filter_map(|found: Result<(Part, bool)>| match found {
+            Ok((part, has)) => has.then_some(Ok(part)),
+            Err(error) => Some(Err(error)),
+        })
+        .collect::<Result<_>>()?;
+    let source = open_weights(&args.source)?;
+    let wished = args.variant.as_deref().map(variants::find).transpose()?;
+    let all = variants::all()?;
+    let mut attempts = Vec::new();
+    for part in parts {
+        for variant in wished.iter().chain(&all).filter(|variant| variant.part() == part) {
+            attempts.extend(attempt(args, part, variant, source.as_ref())?);
+        }
+    }
+    let fits = |attempt: &&Attempt| attempt.report.problems() == 0;
+    let is_wished = |attempt: &&Attempt| wished.as_ref().is_none_or(|wished| wished.name == attempt.variant.name);
+    let mut found: Vec<PartPlan> = Vec::new();
+    for part in [Part::Tokenizer, Part::Generator] {
+        let fitting = attempts.iter().filter(|attempt| attempt.part == part).filter(fits).filter(is_wished);
+        found.extend(choose(args, fitting.collect())?);
+    }
+    if found.is_empty() {
+        return Err(refused(args, &attempts, wished.as_ref()));
+    }
+    let precision = if args.f16 { Precision::F16 } else { Precision::F32 };
+    Ok(ImportPlan {
+        source: args.source.clone(),
+        system: args.system.clone(),
+        out: args.out.clone(),
+        precision,
+        parts: found,
+    })
+}
+
+/// The views of the source that the rules of this part can be applied to, compared with a variant.
+fn attempt(args: &ImportArgs, part: Part, variant: &Variant, source: &dyn Source) -> Result<Vec<Attempt>> {
+    let rules = Rules::builtin(&args.system, part.name())?;
+    let mut attempts = Vec::new();
+    for (key, view) in views(source) {
+        let report = match &variant.config {
+            PartConfig::Tokenizer(config) => compare(&rules, &config.init(&Device::flex())?, view.as_ref()),
+            PartConfig::Generator(config) => compare(&rules, &config.init(&Device::flex())?, view.as_ref()),
+        };
+        if let Ok(report) = report {
+            attempts.push(Attempt { part, variant: variant.clone(), key, report, place: view.place() });
+        }
+    }
+    Ok(attempts)
+}
+
+/// The first view of the one variant that fits.
+fn choose(args: &ImportArgs, fitting: Vec<&Attempt>) -> Result<Option<PartPlan>> {
+    let Some(first) = fitting.first() else { return Ok(None) };
+    let mut others: Vec<&str> = fitting.iter().map(|attempt| attempt.variant.name.as_str()).collect();
+    others.dedup();
+    if fitting.iter().any(|attempt| attempt.variant.config != first.variant.config) {
+        let problem = format!("the weights fit several variants: {}", others.join(", "));
+        return Err(Error::invalid_hint(args.source.display(), problem, "choose one with --variant"));
+    }
+    let (part, key) = (first.part, first.key);
+    Ok(Some(PartPlan { part, variant: first.variant.name.clone(), key, fits: first.variant.clone() }))
+}
+
+/// Why nothing fits: the nearest attempt, and what would fit instead.
+fn refused(args: &ImportArgs, attempts: &[Attempt], wished: Option<&Variant>) -> Error {
+    let near = |attempt: &&Attempt| wished.is_none_or(|wished| wished.name == attempt.variant.name);
+    let nearest = attempts.iter().filter(near).min_by_key(|attempt| attempt.report.problems());
+    let others: Vec<&str> = attempts
+        .iter()
+        .filter(|attempt| attempt.report.problems() == 0)
+        .map(|attempt| attempt.variant.name.as_str())
+        .collect();
+    let Some(nearest) = nearest else {
+        let problem = format!("nothing in it can be read by the rules of `{}`", args.system);
+        return Error::invalid_hint(args.source.display(), problem, "is it of another system? Give it with --system");
+    };
+    let problem = match nearest.report.must_fit(&nearest.place) {
+        Err(Error::Invalid { problem, .. }) => problem,
+        _ => "the weights do not fit".into(),
+    };
+    let hint = match others.first() {
+        Some(other) => format!("the variant `{other}` would fit"),
+        None => "for a model of other sizes, give its recipe as a file with --variant".into(),
+    };
+    Error::invalid_hint(
+        &nearest.place,
+        format!("as {} `{}`: {problem}", nearest.part.name(), nearest.variant.name),
+        hint,
+    )
+}
+
+/// Writes the parts and the manifest, which comes last.
+///
+/// # Errors
+/// Parts that do not fit the bundle that is there; what reading and writing return.
+pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> {
+    let source = open_weights(&plan.source)?;
+    let bundle = BundlePaths::at(&plan.out);
+    let mut manifest = match plan.out.join("bundle.json").is_file() {
+        true => bundle.manifest()?,
+        false => Manifest::new(plan.parts.first().map_or("imported", |part| part.variant.as_str())),
+    };
+    let mut parts = Vec::new();
+    progress.begin("importing", plan.parts.len() as u64, "parts");
+    for (done, part) in plan.parts.iter().enumerate() {
+        let views = views(source.as_ref());
+        let view = views.iter().find(|(key, _)| *key == part.key).map(|(_, view)| view.as_ref());
+        let view = view.ok_or_else(|| Error::file(&plan.source, "the file changed while it was read"))?;
+        let rules = Rules::builtin(&plan.system, part.part.name())?;
+        let imported = match &part.fits.config {
+            PartConfig::Tokenizer(config) => {
+                let spec = config.spec()?;
+                must_suit(&bundle, Part::Generator, &spec)?;
+                write(plan, part, &bundle, config, &Imported::new(&rules, &config.init(&Device::flex())?, view)?)?
+            }
+            PartConfig::Generator(config) => {
+                must_suit(&bundle, Part::Tokenizer, config.tokens())?;
+                let model = with_tokenizer(&bundle, config.init(&Device::flex())?)?;
+                manifest.sampling = part.fits.sampling.clone();
+                write(plan, part, &bundle, config, &Imported::new(&rules, &model, view)?)?
+            }
+        };
+        manifest.parts.insert(part.part, imported.facts.clone());
+        let facts = serde_json::json!({
+            "imported_from": plan.source.display().to_string(), "system": plan.system, "variant": part.variant,
+            "sha256": if plan.source.is_file() { files::sha256_file(&plan.source)? } else { String::new() },
+        });
+        manifest.training.insert(part.part.name().into(), facts);
+        parts.push(imported);
+        progress.advance(done as u64 + 1, "");
+    }
+    manifest.write(&plan.out)?;
+    progress.end();
+    if !bundle.has(Part::Tokenizer) {
+        progress.say("the bundle has no tokenizer yet: import one into the same folder");
+    }
+    Ok(ImportOutcome { bundle: plan.out.clone(), parts })
+}
+
+/// An error unless the other part of the bundle, if there is one, has the same tokens.
+fn must_suit(bundle: &BundlePaths, other: Part, tokens: &TokenSpec) -> Result<()> {
+    if !bundle.has(other) {
+        return Ok(());
+    }
+    let there = match other {
+        Part::Tokenizer => read_config::<TokenizerConfig>(bundle, other)?.spec()?,
+        Part::Generator => read_config::<smalti_models::generators::GeneratorConfig>(bundle, other)?.tokens().clone(),
+    };
+    tokens.must_equal("the imported weights", &there, &bundle.config(other).display().to_string())
+}
+
+/// A generator with what it takes from the tokenizer beside it.
+fn with_tokenizer(bundle: &BundlePaths, model: GeneratorModel) -> Result<GeneratorModel> {
+    if bundle.has(Part::Tokenizer) {
+        let config: TokenizerConfig = read_config(bundle, Part::Tokenizer)?;
+        let tokenizer = read_weights(bundle, Part::Tokenizer, config.init(&Device::flex())?)?;
+        return model.adopt(tokenizer.quantizer());
+    }
+    match model {
+        GeneratorModel::Var(_) => Err(Error::invalid_hint(
+            bundle.root().display(),
+            "this generator reads the tokenizer's code vectors, and the bundle has no tokenizer",
+            "import the tokenizer into the same folder first",
+        )),
+        model => Ok(model),
+    }
+}
+
+fn write<C: Serialize>(
+    plan: &ImportPlan,
+    part: &PartPlan,
+    bundle: &BundlePaths,
+    config: &C,
+    imported: &Imported<'_>,
+) -> Result<ImportedPart> {
+    let facts = copy_part(bundle, part.part, config, imported, plan.precision)?;
+    Ok(ImportedPart {
+        part: part.part,
+        variant: part.variant.clone(),
+        facts,
+        loaded: imported.report.loaded.len(),
+        kept: imported.report.kept.clone(),
+        dropped: imported.dropped().to_vec(),
+    })
+}
