@@ -8,7 +8,8 @@ use smalti_base::{Layout, Rng, TokenSpec};
 use smalti_models::generators::{GptConfig, MaskGitConfig};
 use smalti_models::sampling::{GuidanceSchedule, Schedule};
 use smalti_models::{
-    Condition, ConditionConfig, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known, Request, Sampling,
+    Codes, Condition, ConditionConfig, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known, Request,
+    Sampling,
 };
 use smalti_nn::dense::{Pack, WeightPrecision};
 
@@ -16,7 +17,7 @@ const LENGTH: usize = 12;
 const CODES: usize = 24;
 
 fn tokens() -> TokenSpec {
-    TokenSpec { layout: Layout::Grid { h: 3, w: 4 }, vocabulary: CODES, image_size: (24, 32) }
+    TokenSpec::discrete(Layout::Grid { h: 3, w: 4 }, CODES, (24, 32))
 }
 
 fn gpt(condition: ConditionConfig, visible_prefix: bool) -> GeneratorConfig {
@@ -112,10 +113,10 @@ fn rows(codes: Tensor<2, Int>) -> Vec<Vec<i64>> {
     codes.into_data().iter::<i64>().collect::<Vec<_>>().chunks(n).map(<[i64]>::to_vec).collect()
 }
 
-fn codes(n: usize) -> Tensor<2, Int> {
+fn codes(n: usize) -> Codes {
     let mut stream = Rng::new(5).stream(0, 0);
     let values: Vec<i32> = (0..n * LENGTH).map(|_| stream.below(CODES) as i32).collect();
-    Tensor::from_data(TensorData::new(values, [n, LENGTH]), &Device::flex())
+    Codes::Discrete(Tensor::from_data(TensorData::new(values, [n, LENGTH]), &Device::flex()))
 }
 
 #[test]
@@ -157,8 +158,10 @@ fn nor_do_images_of_packed_weights() {
 
 #[test]
 fn a_known_beginning_is_the_same_at_once_and_token_by_token() {
-    let known =
-        |n: usize| Known { codes: (3..LENGTH as u32 + 3).collect(), keep: (0..LENGTH).map(|i| i < n).collect() };
+    let known = |n: usize| Known {
+        tokens: (3..LENGTH as u32 + 3).collect::<Vec<_>>().into(),
+        keep: (0..LENGTH).map(|i| i < n).collect(),
+    };
     for (config, condition) in all() {
         let model = model(&config);
         let sampling = Sampling::default();
@@ -193,8 +196,10 @@ fn known_tokens_are_kept_and_matter() {
     for (config, condition) in all() {
         let model = model(&config);
         let keep: Vec<bool> = (0..LENGTH).map(|place| place % 3 == 0).collect();
-        let known =
-            |shift: u32| Known { codes: (0..LENGTH as u32).map(|i| (i + shift) % 24).collect(), keep: keep.clone() };
+        let known = |shift: u32| {
+            let codes: Vec<u32> = (0..LENGTH as u32).map(|i| (i + shift) % 24).collect();
+            Known { tokens: codes.into(), keep: keep.clone() }
+        };
         let sampling = Sampling::default();
         let draw = |shift: u32| {
             let images = (0..6).map(|seed| image(&condition, seed, Some(known(shift)))).collect();
@@ -206,7 +211,7 @@ fn known_tokens_are_kept_and_matter() {
             found.iter().map(drawn).collect::<Vec<Vec<i64>>>()
         };
         assert_ne!(draw(1), draw(7), "what is known changes what is drawn: {config:?}");
-        let all = Known { codes: vec![5; LENGTH], keep: vec![true; LENGTH] };
+        let all = Known { tokens: vec![5u32; LENGTH].into(), keep: vec![true; LENGTH] };
         assert_eq!(generate(&model, vec![image(&condition, 0, Some(all))], &sampling), [vec![5; LENGTH]]);
     }
 }
@@ -242,11 +247,12 @@ fn losses_have_gradients_and_validation_does_not_depend_on_batches() {
         let _ = loss.loss.backward();
 
         let plain = model.valid();
-        let value = |codes: Tensor<2, Int>, n: usize, first| {
-            plain.validation_loss(codes, &conditions[..n], first).unwrap().nats_per_token.into_scalar::<f32>()
+        let value = |codes: Codes, n: usize, first| {
+            let loss = plain.validation_loss(codes, &conditions[..n], first).unwrap();
+            loss.nats_per_token.unwrap().into_scalar::<f32>()
         };
         let whole = value(codes(4), 4, 0);
-        let halves = (value(codes(4).narrow(0, 0, 2), 2, 0) + value(codes(4).narrow(0, 2, 2), 2, 2)) / 2.0;
+        let halves = (value(codes(4).narrow(0, 2), 2, 0) + value(codes(4).narrow(2, 2), 2, 2)) / 2.0;
         assert!((whole - halves).abs() < 1e-4, "{config:?}: {whole} and {halves}");
     }
 }
@@ -263,9 +269,9 @@ fn requests_that_do_not_fit_are_refused() {
         };
         refused(Condition::Class(5), None, Sampling::default(), "class 5 is not in 0..5");
         refused(Condition::Text(vec![1]), None, Sampling::default(), "takes a class");
-        let short = Known { codes: vec![0], keep: vec![true] };
+        let short = Known { tokens: vec![0u32].into(), keep: vec![true] };
         refused(Condition::None, Some(short), Sampling::default(), "12 places");
-        let wild = Known { codes: vec![99; LENGTH], keep: vec![true; LENGTH] };
+        let wild = Known { tokens: vec![99u32; LENGTH].into(), keep: vec![true; LENGTH] };
         refused(Condition::None, Some(wild), Sampling::default(), "99 is not in 0..24");
         refused(Condition::None, None, Sampling { top_k: Some(0), ..Default::default() }, "top_k");
         refused(Condition::None, None, Sampling { top_p: Some(1.5), ..Default::default() }, "top_p");

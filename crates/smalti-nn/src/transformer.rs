@@ -43,6 +43,8 @@ pub struct Mlp {
     /// Between the two.
     #[module(skip)]
     pub activation: Activation,
+    /// Of what is between the two, in training.
+    pub dropout: Dropout,
 }
 
 impl Mlp {
@@ -51,7 +53,8 @@ impl Mlp {
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>) -> Tensor<3> {
-        self.contract.forward(self.activation.forward(self.expand.forward(x_bnd)))
+        let hidden = self.activation.forward(self.expand.forward(x_bnd));
+        self.contract.forward(self.dropout.forward(hidden))
     }
 }
 
@@ -89,6 +92,7 @@ impl BlockConfig {
                 expand: Dense::new(self.width, self.hidden, self.init, device),
                 contract: Dense::new(self.hidden, self.width, self.init, device),
                 activation: self.activation,
+                dropout: DropoutConfig::new(0.0).init(),
             },
             dropout: DropoutConfig::new(self.dropout).init(),
             norm: self.norm,
@@ -115,6 +119,12 @@ pub struct Block {
 }
 
 impl Block {
+    /// Sets the dropout inside the MLP, `0..1`, which is off otherwise (timm's blocks have it).
+    pub fn with_hidden_dropout(mut self, dropout: f64) -> Self {
+        self.mlp.dropout = DropoutConfig::new(dropout).init();
+        self
+    }
+
     /// Mixes the tokens, then changes each by itself.
     ///
     /// # Shapes

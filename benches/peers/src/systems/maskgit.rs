@@ -20,7 +20,7 @@ fn generator(row: &Row, folder: &Path, device: &Device) -> Result<MaskGit> {
     let rules = Rules::parse(include_str!("../../rules/maskgit.toml"), place, "generator")?;
     match config.init(device)? {
         GeneratorModel::MaskGit(model) => inputs::import(&rules, model, folder),
-        GeneratorModel::Gpt(_) => Err(another_kind()),
+        _ => Err(another_kind()),
     }
 }
 
@@ -62,7 +62,7 @@ impl Decode {
             classes: inputs.ids("classes", row.batch)?,
             model: match bundle::open(row, folder, &device)? {
                 GeneratorModel::MaskGit(model) => model,
-                GeneratorModel::Gpt(_) => return Err(another_kind()),
+                _ => return Err(another_kind()),
             },
         })
     }
@@ -74,7 +74,7 @@ impl Task for Decode {
         let (length, rows) = (config.tokens.length(), self.classes.dims()[0]);
         let ids = Tensor::full([rows, length], config.mask_id() as i32, &Device::flex());
         let features = self.model.features(self.classes.clone(), ids).narrow(1, 1, length);
-        let logits = self.model.logits(features, config.tokens.vocabulary);
+        let logits = self.model.logits(features, config.tokens.vocabulary().unwrap_or_default());
         Ok(inputs::outputs([("logits", inputs::floats(logits))]))
     }
 

@@ -85,11 +85,8 @@ impl VqganConfig {
             return Err(Error::invalid(PLACE, problem));
         }
         let side = autoencoder.latent_size();
-        Ok(TokenSpec {
-            layout: Layout::Grid { h: side, w: side },
-            vocabulary: self.quantizer.vocabulary(),
-            image_size: (self.image_size, self.image_size),
-        })
+        let layout = Layout::Grid { h: side, w: side };
+        Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (self.image_size, self.image_size)))
     }
 
     /// A model with fresh weights.
