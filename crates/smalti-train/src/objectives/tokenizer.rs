@@ -202,7 +202,8 @@ impl Objective for TokenizerObjective {
             values.push(("codebook_usage", usage.used_fraction()));
             values.push(("codebook_perplexity", usage.perplexity()));
         }
-        Ok(Evaluation { values, score: -mean, picture: Some(grid(&shown, 8, 2)?) })
+        // A score is infinite if nothing is lost, which a run's state cannot hold.
+        Ok(Evaluation { values, score: -mean.min(f64::MAX), picture: Some(grid(&shown, 8, 2)?) })
     }
 
     fn export(&self, model: &TokenizerTraining, folder: &Path, facts: &serde_json::Value) -> Result<()> {
