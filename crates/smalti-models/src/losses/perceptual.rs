@@ -81,7 +81,7 @@ pub struct Perceptual {
 enum Network {
     Lpips { trunk: Vgg16, heads: Vec<Tensor<4>> },
     MobileNet(Box<MobileNetV2>),
-    Given(Tensor<1>),
+    Given(Box<Tensor<1>>),
 }
 
 impl Perceptual {
@@ -129,7 +129,7 @@ impl Perceptual {
     /// Given distances `[b]`, whatever the images: stands in for a network where a loss is compared with a reference.
     pub fn given(distances_b: Tensor<1>) -> Self {
         let device = distances_b.device();
-        Self::with(Network::Given(distances_b), &device)
+        Self::with(Network::Given(Box::new(distances_b)), &device)
     }
 
     fn with(network: Network, device: &Device) -> Self {
@@ -158,7 +158,7 @@ impl Perceptual {
     /// What each feature map adds to the distance: `[b]` each, for images `[b, 3, h, w]` in -1..1.
     pub fn layers(&self, a_bchw: Tensor<4>, b_bchw: Tensor<4>) -> Vec<Tensor<1>> {
         if let Network::Given(distances) = &self.network {
-            return vec![distances.clone()];
+            return vec![Tensor::clone(distances)];
         }
         let pairs = self.features(a_bchw).into_iter().zip(self.features(b_bchw));
         let terms = pairs.enumerate().map(|(level, (a, b))| {

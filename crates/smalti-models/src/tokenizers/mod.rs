@@ -222,7 +222,7 @@ impl TokenizerModel {
     }
 
     /// Codes as latents after the bottleneck.
-    fn from_codes(&self, codes: &Codes) -> Tensor<4> {
+    fn codes_to_latents(&self, codes: &Codes) -> Tensor<4> {
         let (h, w) = match self.spec().layout {
             Layout::Grid { h, w } => (h, w),
             ref other => (1, other.length()),
@@ -240,7 +240,7 @@ impl TokenizerModel {
             (_, Codes::Discrete(ids), None) => {
                 let [b, n] = ids.dims();
                 let zeros = Tensor::zeros([b, n, self.spec().channels().unwrap_or(1)], &ids.device());
-                self.from_codes(&Codes::Continuous(zeros))
+                self.codes_to_latents(&Codes::Continuous(zeros))
             }
         }
     }
@@ -266,6 +266,6 @@ impl Tokenizer for TokenizerModel {
     }
 
     fn decode(&self, codes: &Codes) -> Tensor<4> {
-        self.to_pixels(self.features(self.from_codes(codes)))
+        self.to_pixels(self.features(self.codes_to_latents(codes)))
     }
 }

@@ -285,7 +285,7 @@ fn first_iteration(
     let mut wanted: Vec<Vec<usize>> = orders.iter().map(|order| order[left..].to_vec()).collect();
     wanted.iter_mut().for_each(|places| places.sort_unstable());
     let n: usize = wanted.iter().map(Vec::len).sum();
-    let none = given.labels.clone() * 0 + model.config.condition.null() as i32;
+    let none = given.labels.full_like(model.config.condition.null() as i32);
     let guided = sampling.is_guided();
     let ids = if guided { Tensor::cat(vec![given.labels.clone(), none], 0) } else { given.labels.clone() };
     let visible = vec![Vec::new(); wanted.len()];
