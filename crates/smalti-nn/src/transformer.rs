@@ -165,3 +165,33 @@ impl Pack for Block {
         vec![query, key, value, output, &mut self.mlp.expand, &mut self.mlp.contract]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_inside_the_mlp_acts_in_training_only() {
+        let device = Device::flex().autodiff();
+        let config = BlockConfig {
+            width: 8,
+            heads: 2,
+            hidden: 16,
+            norm: NormPlacement::Before,
+            epsilon: 1e-6,
+            activation: Activation::Gelu,
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            init: Init::Normal(0.5),
+        };
+        let plain = config.init(&device);
+        let dropping = plain.clone().with_hidden_dropout(0.5);
+        let x = Init::Normal(1.0).draw([2, 3, 8], &device);
+        let run = |block: &Block, x: Tensor<3>| block.forward(x, &Visible::All).inner();
+        let difference = |a: Tensor<3>, b: Tensor<3>| (a - b).abs().max().into_scalar::<f32>();
+        let expected = run(&plain, x.clone());
+        assert!(difference(run(&dropping.train(), x.clone()), expected.clone()) > 1e-3);
+        let dropping = plain.clone().with_hidden_dropout(0.5).valid();
+        assert!(difference(run(&dropping, x.inner()), expected) < 1e-5);
+    }
+}
