@@ -8,6 +8,7 @@ use smalti::edit::EditArgs;
 use smalti::evaluate::EvaluateArgs;
 use smalti::generate::GenerateArgs;
 use smalti::inspect::InspectArgs;
+use smalti::parity::ParityArgs;
 use smalti::reconstruct::ReconstructArgs;
 use smalti::tokenize::TokenizeArgs;
 use smalti::train::TrainArgs;
@@ -85,6 +86,13 @@ Examples:
   smalti bench assets/demo recipes/vqgan/imagenet-f16-1024.toml
   smalti bench --only conv2d --seconds 2 --json";
 
+const PARITY: &str = "\
+Examples:
+  smalti parity golden/vqgan/vqmodel-tiny
+  smalti parity golden/*/* --json
+
+Exit status: 0 all tensors are within tolerance, 1 one is not, 2 a case's system does not exist here.";
+
 const INSPECT: &str = "\
 Examples:
   smalti inspect assets/demo
@@ -114,6 +122,9 @@ pub enum Verb {
     /// Time this machine, the kernels, and the models of bundles and recipes
     #[command(after_help = BENCH)]
     Bench(BenchArgs),
+    /// Compare golden cases of official implementations, tensor by tensor, with what this program computes
+    #[command(after_help = PARITY)]
+    Parity(ParityArgs),
     /// Say what is in a bundle, a run folder, a weights or recipe file, token shards, images or a picture
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),

@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use screen::Screen;
 use smalti::Error;
 use std::process::ExitCode;
+use verbs::Ending;
 
 /// Networks ask for the same large blocks again and again.
 #[global_allocator]
@@ -20,6 +21,7 @@ static ALLOCATOR: smalti::Keeping = smalti::Keeping::new();
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
+const NOT_IMPLEMENTED: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
@@ -29,7 +31,9 @@ fn main() -> ExitCode {
     };
     let screen = Screen::new(cli.json);
     ExitCode::from(match verbs::run(cli, &screen) {
-        Ok(()) => DONE,
+        Ok(Ending::Well) => DONE,
+        Ok(Ending::Differs) => FAILED,
+        Ok(Ending::NotImplemented) => NOT_IMPLEMENTED,
         Err(error) => {
             screen.error(&error.to_string());
             if matches!(error, Error::Interrupted { .. }) { INTERRUPTED } else { FAILED }

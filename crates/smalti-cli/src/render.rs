@@ -7,7 +7,9 @@ use smalti::edit::EditOutcome;
 use smalti::eval::Scores;
 use smalti::evaluate::{EvaluateOutcome, GeneratorNumbers};
 use smalti::generate::GenerateOutcome;
+use smalti::golden::Status;
 use smalti::inspect::InspectOutcome;
+use smalti::parity::ParityOutcome;
 use smalti::reconstruct::ReconstructOutcome;
 use smalti::systems::SystemsOutcome;
 use smalti::tokenize::TokenizeOutcome;
@@ -156,6 +158,48 @@ pub fn bench(outcome: &BenchOutcome) -> String {
     }
     let memory = outcome.peak_memory.map(|bytes| format!("\npeak memory {:.0} MiB\n", bytes as f64 / 1048576.0));
     text + &memory.unwrap_or_default()
+}
+
+/// A table of tensors for each case, then a line for each case.
+pub fn parity(outcome: &ParityOutcome) -> String {
+    let mut text = String::new();
+    let mut summary = Table::new(&["case", "tensors", "verdict"]);
+    for case in &outcome.cases {
+        let verdict = match case.status {
+            Status::Passed => "pass",
+            Status::Failed => "FAIL",
+            Status::NotImplemented => "not implemented",
+        };
+        let outside = case.rows.iter().filter(|row| !row.within).count();
+        let note = match outside {
+            0 => verdict.to_string(),
+            n => format!("{verdict}: {n} outside tolerance"),
+        };
+        summary.row([case.case.clone(), case.rows.len().to_string(), note]);
+        if !case.rows.is_empty() {
+            let mut table = Table::new(&["tensor", "max abs error", "max rel error", "tolerance", "verdict"]);
+            for row in &case.rows {
+                let [abs, rel, tolerance] = match row.tolerance {
+                    Some(t) => {
+                        let tolerance = format!("{:e} + {:e} x", t.absolute, t.relative);
+                        [format!("{:.1e}", row.max_abs), format!("{:.1e}", row.max_rel), tolerance]
+                    }
+                    None => [format!("{} differ", row.max_abs), String::new(), "equal".into()],
+                };
+                let verdict = if row.within { "pass" } else { "FAIL" };
+                table.row([row.tensor.clone(), abs, rel, tolerance, verdict.into()]);
+            }
+            text += &format!("{}\n{}", case.case, table.text());
+        }
+        if !case.not_compared.is_empty() && case.status != Status::NotImplemented {
+            text += &format!("not compared: {}\n", case.not_compared.join(", "));
+        }
+        if let Some(error) = &case.error {
+            text += &format!("{}: {error}\n", case.case);
+        }
+        text += if case.status == Status::NotImplemented { "" } else { "\n" };
+    }
+    text + &summary.text()
 }
 
 /// What is in a file or folder: the JSON document as an indented list.

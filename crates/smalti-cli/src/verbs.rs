@@ -6,17 +6,30 @@ use crate::screen::{self, Screen};
 use crate::terminal::{Terminal, stop_flag};
 use clap::CommandFactory;
 use serde::Serialize;
-use smalti::{Progress, Result, bench, edit, evaluate, generate, reconstruct, tokenize, train};
+use smalti::golden::Status;
+use smalti::{Progress, Result, bench, edit, evaluate, generate, parity, reconstruct, tokenize, train};
+
+/// How a command that met no error ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All is well.
+    Well,
+    /// What was compared differs.
+    Differs,
+    /// Something that this build does not have was asked for.
+    NotImplemented,
+}
 
 /// Carries out a command.
 ///
 /// # Errors
 /// What the engine returns.
-pub fn run(cli: Cli, screen: &Screen) -> Result<()> {
+pub fn run(cli: Cli, screen: &Screen) -> Result<Ending> {
     cli.settings.apply()?;
     let terminal = Terminal::new(cli.quiet, cli.verbose, stop_flag());
     let settings = &cli.settings;
     let session = Session { screen, progress: &terminal, dry_run: cli.dry_run };
+    let mut ending = Ending::Well;
     match cli.verb {
         Verb::Train(args) => session.carry_out(train::plan(&args, settings), train::run, render::train),
         Verb::Tokenize(args) => session.carry_out(tokenize::plan(&args, settings), tokenize::run, render::tokenize),
@@ -27,6 +40,18 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<()> {
         }
         Verb::Evaluate(args) => session.carry_out(evaluate::plan(&args, settings), evaluate::run, render::evaluate),
         Verb::Bench(args) => session.carry_out(bench::plan(&args, settings), bench::run, render::bench),
+        Verb::Parity(args) => {
+            let run = |plan: &parity::ParityPlan, progress: &dyn Progress| {
+                let outcome = parity::run(plan, progress)?;
+                ending = match outcome.status() {
+                    Status::Passed => Ending::Well,
+                    Status::Failed => Ending::Differs,
+                    Status::NotImplemented => Ending::NotImplemented,
+                };
+                Ok(outcome)
+            };
+            session.carry_out(parity::plan(&args, settings), run, render::parity)
+        }
         Verb::Inspect(args) => {
             screen.show(&smalti::inspect::run(&args)?, render::inspect);
             Ok(())
@@ -41,7 +66,8 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<()> {
             screen::print(&String::from_utf8_lossy(&script));
             Ok(())
         }
-    }
+    }?;
+    Ok(ending)
 }
 
 /// What carrying out a plan needs.

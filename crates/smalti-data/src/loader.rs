@@ -67,6 +67,8 @@ pub struct ImageBatch {
     pub labels: Vec<Option<u32>>,
     /// Caption of each image.
     pub texts: Vec<Option<String>>,
+    /// Keywords of each image.
+    pub keywords: Vec<Vec<String>>,
 }
 
 impl ImageBatch {
@@ -367,6 +369,7 @@ fn push(batch: &mut ImageBatch, index: usize, about: About, pixels: &[f32]) {
     batch.pixels.extend_from_slice(pixels);
     batch.labels.push(about.label);
     batch.texts.push(about.text);
+    batch.keywords.push(about.keywords);
 }
 
 /// A lock that a panic elsewhere does not spoil: every critical section here leaves whole values.

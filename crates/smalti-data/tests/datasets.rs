@@ -80,23 +80,25 @@ fn folders_are_classes() {
 #[test]
 fn metadata_name_captions_and_classes() {
     let (a, b) = (png(1), png(2));
-    let jsonl = b"{\"file_name\": \"x/b.png\", \"text\": \"a dog\", \"label\": \"dog\"}\n\n{\"file_name\": \"a.png\", \"caption\": \"a cat\", \"label\": \"cat\", \"long\": \"a black cat\"}\n";
+    let jsonl = b"{\"file_name\": \"x/b.png\", \"text\": \"a dog\", \"label\": \"dog\", \"keywords\": [\"pet\", \" animal \", \"\"]}\n\n{\"file_name\": \"a.png\", \"caption\": \"a cat\", \"label\": \"cat\", \"long\": \"a black cat\"}\n";
     let root = folder(&[("x/b.png", &b), ("a.png", &a), ("unlisted.png", &a), ("metadata.jsonl", jsonl)]);
     let dataset = open(root.path());
     assert_eq!(dataset.classes(), ["cat", "dog"]);
     let expected = [("x/b.png", Some(1), "a dog", 2), ("a.png", Some(0), "a cat", 1)];
     assert_eq!(all(dataset.as_ref()), expected.map(|(k, l, t, v)| (k.to_string(), l, Some(t.to_string()), v)));
+    assert_eq!((0..2).map(|i| dataset.about(i).unwrap().keywords).collect::<Vec<_>>(), [vec!["pet", "animal"], vec![]]);
     let long = datasets::open(root.path(), None, Some("long")).unwrap();
     assert_eq!(long.about(1).unwrap().text.as_deref(), Some("a black cat"));
     assert_eq!(long.about(0).unwrap().text, None);
     assert!(datasets::open(root.path(), None, Some("nothing")).is_err());
 
-    let csv = b"file_name,text,label\na.png,\"a \"\"cat\"\", black\",3\nx/b.png,a dog,0\n";
+    let csv = b"file_name,text,label,keywords\na.png,\"a \"\"cat\"\", black\",3,\"pet, animal\"\nx/b.png,a dog,0,\n";
     let root = folder(&[("x/b.png", &b), ("a.png", &a), ("metadata.csv", csv)]);
     let dataset = open(root.path());
     assert_eq!(dataset.classes(), ["0", "1", "2", "3"]);
     let first = dataset.about(0).unwrap();
     assert_eq!((first.label, first.text.as_deref()), (Some(3), Some("a \"cat\", black")));
+    assert_eq!(first.keywords, ["pet", "animal"]);
 
     for (line, problem) in [
         (&b"{\"file_name\": \"../../etc/passwd\"}"[..], "leads out of the folder"),
@@ -193,7 +195,7 @@ fn webdataset_members_are_grouped_by_key() {
         ("000000000.txt", b"from txt\n"),
         ("000000000.json", b"{\"caption\": \"from json\", \"key\": \"000000000\", \"label\": \"b\"}"),
         // Members of one sample need not be neighbours.
-        ("./000000001.json", b"{\"caption\": \"second\", \"label\": \"a\"}"),
+        ("./000000001.json", b"{\"caption\": \"second\", \"label\": \"a\", \"keywords\": [\"next\"]}"),
         ("000000002.txt", b"no image"),
         ("./000000001.PNG", &b),
         ("000000001.seg.png", &a),
@@ -206,6 +208,7 @@ fn webdataset_members_are_grouped_by_key() {
     let short = rows[..2].iter().map(|(k, l, t, v)| (k.as_str(), *l, t.as_deref(), *v)).collect::<Vec<_>>();
     assert_eq!(short, [("000000000", Some(1), Some("from txt"), 1), ("000000001", Some(0), Some("second"), 2)]);
     assert_eq!((rows[2].0.as_str(), rows[2].3), (long.trim_end_matches(".png"), 3));
+    assert_eq!(dataset.about(1).unwrap().keywords, ["next"]);
     assert_eq!(rows.len(), 3);
     assert!(dataset.warnings().iter().any(|w| w.contains("1 keys without an image")), "{:?}", dataset.warnings());
     let caption = datasets::open(root.path(), None, Some("caption")).unwrap();

@@ -27,6 +27,7 @@ fn row(index: usize, vocabulary: usize) -> TokenRow {
         tokens: RowTokens::Discrete((0..6).map(|_| stream.below(vocabulary) as u32).collect()),
         label: (index % 3 != 2).then_some((index % 3) as u32),
         text: (!index.is_multiple_of(4)).then(|| format!("número {index} 🍎")),
+        keywords: (0..index % 3).map(|word| format!("word {word} of {index}")).collect(),
     }
 }
 

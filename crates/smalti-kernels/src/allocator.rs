@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub struct Keeping {
     locked: AtomicBool,
+    prepared: AtomicBool,
     state: UnsafeCell<State>,
 }
 
@@ -57,16 +58,17 @@ impl Keeping {
     pub const fn new() -> Self {
         let none = Block { start: std::ptr::null_mut(), size: 0 };
         let state = State { kept: [none; SLOTS], count: 0, kept_bytes: 0, used_bytes: 0, peak_bytes: 0 };
-        Self { locked: AtomicBool::new(false), state: UnsafeCell::new(state) }
+        let (locked, prepared) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { locked, prepared, state: UnsafeCell::new(state) }
     }
 
-    /// The size that is asked of the system: rounded up by an eighth at most, so that similar requests share blocks.
+    /// The size that is asked of the system: rounded up by a thirty-second at most, so that similar requests share blocks.
     fn size(layout: Layout) -> Option<usize> {
         let size = layout.size();
         if size < LARGE || layout.align() > ALIGN {
             return None;
         }
-        size.checked_next_multiple_of(1 << (size.ilog2() - 3)).filter(|&size| size <= isize::MAX as usize - ALIGN)
+        size.checked_next_multiple_of(1 << (size.ilog2() - 5)).filter(|&size| size <= isize::MAX as usize - ALIGN)
     }
 
     /// Runs `work` alone.
@@ -89,6 +91,7 @@ impl Keeping {
             }
             return block;
         }
+        self.prepare();
         // What the system gives counts with what is kept.
         self.trim();
         let Ok(layout) = Layout::from_size_align(size, ALIGN) else { return std::ptr::null_mut() };
@@ -103,6 +106,16 @@ impl Keeping {
         }
         self.with(|state| if block.is_null() { state.used_bytes -= size } else { state.rise() });
         block
+    }
+
+    /// Makes glibc return large blocks to the kernel when they are freed. By itself it begins to keep them in its heap, too, where
+    /// they leave holes that other sizes do not fill.
+    fn prepare(&self) {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        if !self.prepared.swap(true, Ordering::Relaxed) {
+            // SAFETY: a setting of the allocator, which may be changed at any time.
+            unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE as libc::c_int) };
+        }
     }
 
     fn give(&self, block: Block) {

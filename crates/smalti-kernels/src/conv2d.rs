@@ -91,11 +91,7 @@ pub fn set_convolution(algorithm: Convolution) {
 /// # Panics
 /// Where Burn's operations do: shapes that do not fit, a stride of 0, mixed data types.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options: Conv2dOptions) -> Tensor<4> {
-    let ([_, inputs, h, w], [outputs, expected, kh, kw]) = (x.dims(), weight.dims());
-    let result = options.result([h, w], [kh, kw]);
-    let fits = inputs == expected && bias.as_ref().is_none_or(|bias| bias.dims() == [outputs]);
-    let filled = result.is_some() && [inputs, outputs, h, w, kh, kw].iter().all(|&n| n > 0);
-    if !(fits && filled && serves(&x) && serves(&weight) && bias.as_ref().is_none_or(serves)) {
+    if !fits(&x, &weight, bias.as_ref(), options) {
         return portable(x, weight, bias, options);
     }
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
@@ -103,6 +99,15 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options:
         Some(bias) => <Dispatch as Convolve>::smalti_conv2d_biased(x, weight, bias, options),
         None => <Dispatch as Convolve>::smalti_conv2d(x, weight, options),
     })
+}
+
+/// Whether all inputs are of a kind that the own bodies serve, and of sizes that suit each other.
+pub(crate) fn fits(x: &Tensor<4>, weight: &Tensor<4>, bias: Option<&Tensor<1>>, options: Conv2dOptions) -> bool {
+    let ([_, inputs, h, w], [outputs, expected, kh, kw]) = (x.dims(), weight.dims());
+    let result = options.result([h, w], [kh, kw]);
+    let fits = inputs == expected && bias.is_none_or(|bias| bias.dims() == [outputs]);
+    let filled = result.is_some() && [inputs, outputs, h, w, kh, kw].iter().all(|&n| n > 0);
+    fits && filled && serves(x) && serves(weight) && bias.is_none_or(serves)
 }
 
 /// [`conv2d`] by Burn's own operations.
@@ -121,7 +126,7 @@ pub fn portable(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, option
 }
 
 #[backend_extension(Autodiff, Flex)]
-trait Convolve: Backend {
+pub(crate) trait Convolve: Backend {
     fn smalti_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, options: Conv2dOptions) -> FloatTensor<Self>;
 
     fn smalti_conv2d_biased(
@@ -162,7 +167,7 @@ impl<C: CheckpointStrategy> Convolve for Autodiff<Flex, C> {
     }
 }
 
-fn forward(
+pub(crate) fn forward(
     geometry: Geometry,
     x: FloatTensor<Flex>,
     weight: FloatTensor<Flex>,
@@ -193,7 +198,11 @@ fn record<C: CheckpointStrategy, const N: usize>(
     }
 }
 
-fn geometry([batch, inputs, h, w]: [usize; 4], [outputs, _, kh, kw]: [usize; 4], options: Conv2dOptions) -> Geometry {
+pub(crate) fn geometry(
+    [batch, inputs, h, w]: [usize; 4],
+    [outputs, _, kh, kw]: [usize; 4],
+    options: Conv2dOptions,
+) -> Geometry {
     let Conv2dOptions { stride, upsample, .. } = options;
     let [top, left, ..] = options.padding;
     let result = options.result([h, w], [kh, kw]).unwrap_or_default();

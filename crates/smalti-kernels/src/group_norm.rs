@@ -102,7 +102,7 @@ impl<C: CheckpointStrategy> GroupNorm for Autodiff<Flex, C> {
     }
 }
 
-fn spec([batch, channels, h, w]: [usize; 4], groups: usize, epsilon: f64, silu: bool) -> Spec {
+pub(crate) fn spec([batch, channels, h, w]: [usize; 4], groups: usize, epsilon: f64, silu: bool) -> Spec {
     Spec { batch, channels, area: h * w, groups, epsilon: epsilon as f32, silu }
 }
 

@@ -20,11 +20,7 @@ use burn::tensor::{Tensor, module};
 /// # Panics
 /// Where Burn's operations do: shapes that do not fit, mixed data types.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    let [inputs, outputs] = weight.dims();
-    let shape = x.dims();
-    let fits = shape[D - 1] == inputs && bias.as_ref().is_none_or(|bias| bias.dims() == [outputs]);
-    let filled = outputs > 0 && shape.iter().all(|&n| n > 0);
-    if !(fits && filled && serves(&x) && serves(&weight) && bias.as_ref().is_none_or(serves)) {
+    if !(serves(&x) && fits(&x, &weight, bias.as_ref())) {
         return portable(x, weight, bias);
     }
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
@@ -34,13 +30,22 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
     })
 }
 
+/// Whether weight and bias are of a kind that the own bodies serve, and of sizes that suit `x`.
+pub(crate) fn fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> bool {
+    let [inputs, outputs] = weight.dims();
+    let shape = x.dims();
+    let fits = shape[D - 1] == inputs && bias.is_none_or(|bias| bias.dims() == [outputs]);
+    let filled = outputs > 0 && shape.iter().all(|&n| n > 0);
+    fits && filled && serves(weight) && bias.is_none_or(serves)
+}
+
 /// [`linear`] by Burn's own operation.
 pub fn portable<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     module::linear(x, weight, bias)
 }
 
 #[backend_extension(Autodiff, Flex)]
-trait Linear: Backend {
+pub(crate) trait Linear: Backend {
     fn smalti_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
     fn smalti_linear_biased(

@@ -2,6 +2,7 @@
 
 use burn::module::{Initializer, Module, Param, RunningState};
 use burn::tensor::{Device, Tensor};
+use smalti_kernels::GroupNormalization;
 
 /// Group normalisation with a learned scale and shift per channel (Wu & He 2018).
 #[derive(Module, Debug)]
@@ -38,6 +39,12 @@ impl Norm {
 
     fn apply(&self, x_bchw: Tensor<4>, silu: bool) -> Tensor<4> {
         smalti_kernels::group_norm(x_bchw, self.gamma.val(), self.beta.val(), self.groups, self.epsilon, silu)
+    }
+
+    /// What [`smalti_kernels::norm_silu_conv2d`] needs.
+    pub(crate) fn parameters(&self) -> GroupNormalization {
+        let (gamma, beta) = (self.gamma.val(), self.beta.val());
+        GroupNormalization { gamma, beta, groups: self.groups, epsilon: self.epsilon }
     }
 }
 

@@ -100,8 +100,11 @@ pub struct ResnetBlock {
 impl ResnetBlock {
     /// `[b, inputs, h, w]` to `[b, outputs, h, w]`.
     pub fn forward(&self, x_bchw: Tensor<4>) -> Tensor<4> {
-        let h = self.conv1.forward(self.norm1.forward_silu(x_bchw.clone()));
-        let h = self.conv2.forward(self.dropout.forward(self.norm2.forward_silu(h)));
+        let h = self.conv1.forward_normed(&self.norm1, x_bchw.clone());
+        let h = match self.dropout.prob == 0.0 {
+            true => self.conv2.forward_normed(&self.norm2, h),
+            false => self.conv2.forward(self.dropout.forward(self.norm2.forward_silu(h))),
+        };
         let source = if self.shortcut_of_output { h.clone() } else { x_bchw };
         let shortcut = match self.nin_shortcut.as_ref().or(self.conv_shortcut.as_ref()) {
             Some(conv) => conv.forward(source),

@@ -82,9 +82,25 @@ pub struct GeneratorTask {
     /// How captions become token ids; only with a model whose condition is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextConfig>,
+    /// How training varies captions; only with a model whose condition is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captions: Option<CaptionConfig>,
     /// Sampling settings of the pictures shown in evaluations, which become the bundle's defaults.
     #[serde(default)]
     pub sampling: Sampling,
+}
+
+/// How training varies captions, so that words count by themselves and not only as parts of one caption.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaptionConfig {
+    /// How often a caption is replaced by some of the image's phrases in random order, 0..=1. Its phrases are the caption itself
+    /// and its keywords.
+    #[serde(serialize_with = "smalti_base::config::decimal")]
+    pub keywords: f32,
+    /// Most phrases that such a caption has.
+    #[serde(default = "three")]
+    pub most: usize,
 }
 
 /// How captions become token ids.
@@ -166,6 +182,10 @@ fn one() -> usize {
     1
 }
 
+fn three() -> usize {
+    3
+}
+
 impl Recipe {
     /// Reads a recipe and applies `key=value` settings.
     ///
@@ -209,6 +229,20 @@ impl Recipe {
             };
             if !problem.is_empty() {
                 return Err(Error::invalid(format!("{place}: task.text"), problem));
+            }
+            match &task.captions {
+                Some(_) if !reads_text => {
+                    let problem = "is given, but the model's condition is not text; leave it out";
+                    return Err(Error::invalid(format!("{place}: task.captions"), problem));
+                }
+                Some(captions) if !(0.0..=1.0).contains(&captions.keywords) || captions.most == 0 => {
+                    let problem = format!(
+                        "keywords = {}, most = {}; expected 0..=1 and at least 1",
+                        captions.keywords, captions.most
+                    );
+                    return Err(Error::invalid(format!("{place}: task.captions"), problem));
+                }
+                _ => {}
             }
         }
         let (beta_1, beta_2) = self.optimizer.betas;

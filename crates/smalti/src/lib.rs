@@ -11,6 +11,7 @@ pub mod golden;
 pub mod inspect;
 pub mod model;
 pub mod output;
+pub mod parity;
 pub mod pixels;
 pub mod reconstruct;
 mod sampling;

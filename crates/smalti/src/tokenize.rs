@@ -211,7 +211,8 @@ impl Rows {
             // A run may have stopped between an image and its mirror image.
             if index == self.writer.next() {
                 let key = if copy == 0 { batch.keys[i].clone() } else { format!("{}#mirrored", batch.keys[i]) };
-                let row = TokenRow { key, tokens, label: batch.labels[i], text: batch.texts[i].clone() };
+                let (text, keywords) = (batch.texts[i].clone(), batch.keywords[i].clone());
+                let row = TokenRow { key, tokens, label: batch.labels[i], text, keywords };
                 self.writer.push(index, row)?;
             }
         }

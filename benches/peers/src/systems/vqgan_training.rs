@@ -98,6 +98,7 @@ impl Step {
             width: self.size[1],
             labels: vec![None; self.batch],
             texts: vec![None; self.batch],
+            keywords: vec![Vec::new(); self.batch],
         }
     }
 

@@ -23,6 +23,9 @@ pub(super) fn metadata_file(folder: &Path) -> Option<PathBuf> {
     ["metadata.jsonl", "metadata.csv"].map(|name| folder.join(name)).into_iter().find(|path| path.is_file())
 }
 
+/// Key, caption and keywords.
+type Named = (String, Option<String>, Vec<String>);
+
 impl ImageFolder {
     /// All images below `path`, sorted by path. If every image is in some folder below `path`, the outermost folder is its class.
     ///
@@ -34,7 +37,7 @@ impl ImageFolder {
         let class = |name: &String| name.split_once('/').map(|(class, _)| Label::Name(class.into()));
         let labels: Vec<Option<Label>> = names.iter().map(class).collect();
         let labels = if labels.contains(&None) { vec![None; names.len()] } else { labels };
-        Self::build(path, names.into_iter().map(|name| (name, None)).collect(), labels)
+        Self::build(path, names.into_iter().map(|name| (name, None, Vec::new())).collect(), labels)
     }
 
     /// The images that a metadata file lists, in its order. The caption is the field `caption`, or else `text` or `caption`.
@@ -57,20 +60,21 @@ impl ImageFolder {
             }
             let label = row.get("label").map_or(Ok(None), Label::from_json);
             labels.push(label.map_err(|problem| Error::invalid(&place, problem))?);
-            images.push((name.to_string(), text_of(&row, caption)));
+            images.push((name.to_string(), text_of(&row, caption), keywords_of(&row)));
         }
         if let Some(field) = caption
             && !images.is_empty()
-            && images.iter().all(|(_, text)| text.is_none())
+            && images.iter().all(|(_, text, _)| text.is_none())
         {
             return Err(Error::file(metadata, format!("no line has a text in the field `{field}`")));
         }
         Self::build(path, images, labels)
     }
 
-    fn build(path: &Path, images: Vec<(String, Option<String>)>, labels: Vec<Option<Label>>) -> Result<Self> {
+    fn build(path: &Path, images: Vec<Named>, labels: Vec<Option<Label>>) -> Result<Self> {
         let (labels, classes) = number(labels, path)?;
-        let images = images.into_iter().zip(labels).map(|((key, text), label)| About { key, label, text }).collect();
+        let images = images.into_iter().zip(labels);
+        let images = images.map(|((key, text, keywords), label)| About { key, label, text, keywords }).collect();
         Ok(Self { path: path.to_path_buf(), images, classes })
     }
 
@@ -107,6 +111,16 @@ impl Dataset for ImageFolder {
     fn source(&self, index: usize) -> Result<Source> {
         read_file(&self.path.join(&self.image(index)?.key))
     }
+}
+
+/// The words and phrases of a record's metadata: the list `keywords`, or one string with commas between them.
+pub(super) fn keywords_of(row: &Map<String, Value>) -> Vec<String> {
+    let found: Vec<&str> = match row.get("keywords") {
+        Some(Value::Array(words)) => words.iter().filter_map(Value::as_str).collect(),
+        Some(Value::String(words)) => words.split(',').collect(),
+        _ => Vec::new(),
+    };
+    found.into_iter().map(str::trim).filter(|word| !word.is_empty()).map(str::to_string).collect()
 }
 
 /// The caption in a record's metadata.

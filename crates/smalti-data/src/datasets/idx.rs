@@ -81,7 +81,7 @@ impl Dataset for Idx {
             return Err(past_end(&self.path, index, self.len()));
         }
         let label = self.labels.as_ref().and_then(|labels| labels.get(index).map(|&l| u32::from(l)));
-        Ok(About { key: self.key(index), label, text: None })
+        Ok(About { key: self.key(index), label, ..About::default() })
     }
 
     fn source(&self, index: usize) -> Result<Source> {

@@ -42,6 +42,8 @@ pub struct About {
     pub label: Option<u32>,
     /// Its caption.
     pub text: Option<String>,
+    /// Words and phrases that name what it shows (the metadata field `keywords`).
+    pub keywords: Vec<String>,
 }
 
 /// One image of a data set.

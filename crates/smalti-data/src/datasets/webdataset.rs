@@ -3,7 +3,7 @@
 //! Headers are scanned once; samples are then read by offset, in any order. A tar that is cut off or damaged gives the samples
 //! before that place and a warning that names the place.
 
-use super::folder::text_of;
+use super::folder::{keywords_of, text_of};
 use super::labels::{Label, number};
 use super::{About, Dataset, Source, check_size, past_end};
 use crate::image::EXTENSIONS;
@@ -98,17 +98,23 @@ impl WebDataset {
         Ok(bytes)
     }
 
-    fn text(&self, sample: &Sample) -> Result<Option<String>> {
-        if let (None, Some(span)) = (&self.caption, sample.text) {
-            let text = String::from_utf8_lossy(&self.bytes(sample, span)?).trim().to_string();
-            return Ok(Some(text).filter(|text| !text.is_empty()));
-        }
-        let Some(span) = sample.json else { return Ok(None) };
-        let row: Map<String, Value> = serde_json::from_slice(&self.bytes(sample, span)?).map_err(|e| {
-            let path = &self.tars[sample.tar as usize];
-            Error::invalid(place(path, span.start), format!("`{}.json`: {e}", sample.key))
-        })?;
-        Ok(text_of(&row, self.caption.as_deref()))
+    /// Caption and keywords.
+    fn texts(&self, sample: &Sample) -> Result<(Option<String>, Vec<String>)> {
+        let row: Map<String, Value> = match sample.json {
+            None => Map::new(),
+            Some(span) => serde_json::from_slice(&self.bytes(sample, span)?).map_err(|e| {
+                let path = &self.tars[sample.tar as usize];
+                Error::invalid(place(path, span.start), format!("`{}.json`: {e}", sample.key))
+            })?,
+        };
+        let text = match (&self.caption, sample.text) {
+            (None, Some(span)) => {
+                let text = String::from_utf8_lossy(&self.bytes(sample, span)?).trim().to_string();
+                Some(text).filter(|text| !text.is_empty())
+            }
+            (caption, _) => text_of(&row, caption.as_deref()),
+        };
+        Ok((text, keywords_of(&row)))
     }
 }
 
@@ -135,7 +141,8 @@ impl Dataset for WebDataset {
 
     fn about(&self, index: usize) -> Result<About> {
         let sample = self.sample(index)?;
-        Ok(About { key: sample.key.clone(), label: sample.label, text: self.text(sample)? })
+        let (text, keywords) = self.texts(sample)?;
+        Ok(About { key: sample.key.clone(), label: sample.label, text, keywords })
     }
 
     fn source(&self, index: usize) -> Result<Source> {

@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// Vocabularies up to this size are stored as u16.
 const NARROW: usize = 1 << 16;
+/// Between the keywords of a row.
+const SEPARATOR: &str = "\n";
 
 /// Whether a row's tokens have no deviations.
 pub(super) fn is_certain(row: &TokenRow) -> bool {
@@ -24,14 +26,20 @@ pub(super) fn encode(rows: &[TokenRow], origin: &Origin) -> Result<Vec<u8>> {
     let labels: Vec<u8> = rows.iter().flat_map(|row| label(row).to_le_bytes()).collect();
     let (keys, key_offsets) = pack(rows.iter().map(|row| row.key.as_str()));
     let (texts, text_offsets) = pack(rows.iter().map(|row| row.text.as_deref().unwrap_or_default()));
+    let keywords: Vec<String> = rows.iter().map(|row| row.keywords.join(SEPARATOR)).collect();
+    let (keywords, keyword_offsets) = pack(keywords.iter().map(String::as_str));
     let tokens = token_tensors(rows, &origin.spec);
-    let others = [
+    let mut others = vec![
         ("labels", Dtype::I32, vec![n], &labels),
         ("keys", Dtype::U8, vec![keys.len()], &keys),
         ("key_offsets", Dtype::U64, vec![n + 1], &key_offsets),
         ("texts", Dtype::U8, vec![texts.len()], &texts),
         ("text_offsets", Dtype::U64, vec![n + 1], &text_offsets),
     ];
+    if !keywords.is_empty() {
+        others.push(("keywords", Dtype::U8, vec![keywords.len()], &keywords));
+        others.push(("keyword_offsets", Dtype::U64, vec![n + 1], &keyword_offsets));
+    }
     let tokens = tokens.iter().map(|(name, kind, shape, bytes)| (*name, *kind, shape.clone(), bytes));
     let mut views = Vec::new();
     for (name, kind, shape, bytes) in tokens.chain(others) {
@@ -99,6 +107,7 @@ pub(super) struct Shard {
     labels: Range<usize>,
     keys: Strings,
     texts: Strings,
+    keywords: Option<Strings>,
 }
 
 /// Where the tokens are in a shard's bytes.
@@ -149,26 +158,25 @@ impl Shard {
                 (spec.length() * channels, TokenBytes::Vectors { means, deviations })
             }
         };
+        let strings = |bytes: &str, offsets: &str| {
+            Ok(Strings { bytes: find(bytes, Dtype::U8, None)?, offsets: find(offsets, Dtype::U64, Some(&[rows + 1]))? })
+        };
         let shard = Self {
             length,
             tokens,
             labels: find("labels", Dtype::I32, Some(&[rows]))?,
-            keys: Strings {
-                bytes: find("keys", Dtype::U8, None)?,
-                offsets: find("key_offsets", Dtype::U64, Some(&[rows + 1]))?,
-            },
-            texts: Strings {
-                bytes: find("texts", Dtype::U8, None)?,
-                offsets: find("text_offsets", Dtype::U64, Some(&[rows + 1]))?,
-            },
+            keys: strings("keys", "key_offsets")?,
+            texts: strings("texts", "text_offsets")?,
+            keywords: metadata.info("keywords").map(|_| strings("keywords", "keyword_offsets")).transpose()?,
             bytes,
         };
         for row in 0..rows {
             if let Some(problem) = shard.tokens(row).misfit(spec) {
                 return Err(broken(format!("row {row}: {problem}; the tokens are a {spec}")));
             }
-            if shard.string(&shard.keys, row).is_none() || shard.string(&shard.texts, row).is_none() {
-                return Err(broken(format!("row {row}: its key or text is damaged")));
+            let mut all = [&shard.keys, &shard.texts].into_iter().chain(&shard.keywords);
+            if !all.all(|strings| shard.string(strings, row).is_some()) {
+                return Err(broken(format!("row {row}: its key, text or keywords are damaged")));
             }
         }
         Ok(shard)
@@ -176,12 +184,14 @@ impl Shard {
 
     pub(super) fn row(&self, row: usize) -> TokenRow {
         let string = |strings| self.string(strings, row).unwrap_or_default().to_string();
+        let keywords = self.keywords.as_ref().map(string).unwrap_or_default();
         let label = self.words::<4>(&self.labels).get(row).map_or(-1, |word| i32::from_le_bytes(*word));
         TokenRow {
             key: string(&self.keys),
             tokens: self.tokens(row),
             label: u32::try_from(label).ok(),
             text: Some(string(&self.texts)).filter(|text| !text.is_empty()),
+            keywords: keywords.split_terminator(SEPARATOR).map(str::to_string).collect(),
         }
     }
 

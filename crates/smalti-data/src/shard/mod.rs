@@ -11,6 +11,7 @@
 //! | `labels` | i32 | `[rows]` | -1 is none |
 //! | `keys`, `texts` | u8 | `[bytes]` | UTF-8, one after another; an empty text is none |
 //! | `key_offsets`, `text_offsets` | u64 | `[rows + 1]` | where each begins and the last ends |
+//! | `keywords`, `keyword_offsets` | u8, u64 | as those | keywords of a row with line feeds between them; left out if no row has any |
 //!
 //! and in its metadata, as JSON under `smalti`, the spec and the tokenizer that made it.
 
@@ -227,6 +228,8 @@ pub struct TokenRow {
     pub label: Option<u32>,
     /// Caption; an empty one is none.
     pub text: Option<String>,
+    /// Words and phrases that name what the image shows.
+    pub keywords: Vec<String>,
 }
 
 fn shard_name(number: usize) -> String {

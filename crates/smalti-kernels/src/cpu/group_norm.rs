@@ -57,6 +57,19 @@ pub(crate) fn forward(spec: Spec, x: &[f32], gamma: &[f32], beta: &[f32]) -> (Ve
 }
 
 /// Gradients for the gradient `dy` of the result.
+/// The result again, for moments that [`forward`] found.
+pub(crate) fn again(spec: Spec, x: &[f32], gamma: &[f32], beta: &[f32], moments: &[[f32; 2]]) -> Vec<f32> {
+    let len = spec.len();
+    let fill = |y: &mut [f32]| {
+        let tasks = y.par_chunks_exact_mut(len).zip(x.par_chunks_exact(len)).zip(moments).enumerate();
+        tasks.for_each(|(row, ((y, x), moments))| {
+            normalize(spec, *moments, spec.of_row(row, gamma), spec.of_row(row, beta), x, y);
+        });
+    };
+    // SAFETY: as in `forward`.
+    unsafe { written(x.len(), fill) }
+}
+
 pub(crate) fn backward(
     spec: Spec,
     x: &[f32],

@@ -1,5 +1,6 @@
 //! Training a generator on tokens.
 
+use super::captions::{Captions, phrases};
 use super::pictures;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::recipe::{EvaluationConfig, GeneratorTask, Recipe, TextConfig};
@@ -33,6 +34,7 @@ pub struct GeneratorObjective {
     train: Tokens,
     validation: Tokens,
     text: Option<TextTokenizer>,
+    captions: Option<Captions>,
     tokenizer_paths: BundlePaths,
     tokenizer_config: TokenizerConfig,
     tokenizer: TokenizerModel,
@@ -135,7 +137,12 @@ impl GeneratorObjective {
         let tokenizer = bundle::read_weights(&tokenizer_paths, Part::Tokenizer, tokenizer_config.init(device)?)?;
         let text = text_tokenizer(task, &train)?;
         let condition = task.model.condition();
+        let captions = match (&task.captions, &text) {
+            (Some(config), Some(text)) => Some(Captions::read(&train, &task.train, config, text.clone(), recipe.seed)?),
+            _ => None,
+        };
         Ok(Self {
+            captions,
             train: Tokens::read(train, &task.train, condition, text.as_ref())?,
             validation: Tokens::read(validation, &task.validation, condition, text.as_ref())?,
             task: task.clone(),
@@ -181,7 +188,8 @@ impl Objective for GeneratorObjective {
                 let (epoch, row) = order.at(at);
                 let stream = Rng::new(self.seed).stream(TOKEN_STREAM + row as u64, epoch);
                 batch.tokens.push(self.train.shards.tokens(row)?, stream);
-                batch.conditions.push(self.train.conditions[row].clone());
+                let drawn = self.captions.as_ref().map_or(Ok(None), |captions| captions.draw(row, epoch))?;
+                batch.conditions.push(drawn.unwrap_or_else(|| self.train.conditions[row].clone()));
                 at += 1;
             }
             Ok(batch)
@@ -311,8 +319,11 @@ fn text_tokenizer(task: &GeneratorTask, train: &Shards) -> Result<Option<TextTok
         None => return Ok(None),
         Some(TextConfig::File { path }) => TextTokenizer::load(path)?,
         Some(TextConfig::Bpe { vocabulary }) => {
-            let captions =
-                (0..train.len()).map(|i| Ok(train.row(i)?.text.unwrap_or_default())).collect::<Result<Vec<_>>>()?;
+            let words = |i| match &task.captions {
+                Some(_) => phrases(train, i),
+                None => Ok(vec![train.row(i)?.text.unwrap_or_default()]),
+            };
+            let captions = (0..train.len()).map(words).collect::<Result<Vec<_>>>()?.concat();
             TextTokenizer::train_bpe(&captions, *vocabulary)?
         }
     };

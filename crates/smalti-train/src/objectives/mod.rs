@@ -1,5 +1,6 @@
 //! What can be trained: one file for each kind of task.
 
+mod captions;
 pub mod generator;
 pub mod tokenizer;
 

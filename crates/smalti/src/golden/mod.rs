@@ -17,7 +17,7 @@ pub use case::{Case, Comparison, Row, Tolerance};
 
 use burn::tensor::Device;
 use serde::Serialize;
-use smalti_base::Result;
+use smalti_base::{Error, Result};
 use std::path::Path;
 
 /// How a case ended.
@@ -43,6 +43,23 @@ pub struct CaseReport {
     pub rows: Vec<Row>,
     /// Tensors of the case that were neither read nor compared.
     pub not_compared: Vec<String>,
+    /// Why the case could not be run to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl CaseReport {
+    /// The report of a case that could not be run.
+    pub fn broken(folder: &Path, error: &Error) -> Self {
+        let case = folder.display().to_string();
+        Self {
+            case,
+            status: Status::Failed,
+            rows: Vec::new(),
+            not_compared: Vec::new(),
+            error: Some(error.to_string()),
+        }
+    }
 }
 
 /// A kind of case.
@@ -80,7 +97,7 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport> {
     let case = Case::open(folder, device)?;
     let Some(stage) = STAGES.iter().find(|stage| stage.system == case.system && (stage.knows)(&case)) else {
         let (case, not_compared) = (case.title(), case.untouched());
-        return Ok(CaseReport { case, status: Status::NotImplemented, rows: Vec::new(), not_compared });
+        return Ok(CaseReport { case, status: Status::NotImplemented, rows: Vec::new(), not_compared, error: None });
     };
     let mut comparison = Comparison::new(&case);
     (stage.run)(&case, &mut comparison)?;
@@ -91,5 +108,6 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport> {
         status: if passed { Status::Passed } else { Status::Failed },
         rows,
         not_compared: case.untouched(),
+        error: None,
     })
 }
