@@ -13,4 +13,4 @@ pub mod threads;
 pub use error::{Error, Result};
 pub use progress::Progress;
 pub use rng::Rng;
-pub use spec::{Layout, TokenSpec};
+pub use spec::{Layout, TokenKind, TokenSpec, Tokens};

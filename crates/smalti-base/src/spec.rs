@@ -70,22 +70,97 @@ impl std::fmt::Display for Layout {
     }
 }
 
+/// What a token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// A code, `0..vocabulary`.
+    Discrete {
+        /// Number of codes.
+        vocabulary: usize,
+    },
+    /// A vector of numbers.
+    Continuous {
+        /// Numbers of a token.
+        channels: usize,
+    },
+}
+
+impl std::fmt::Display for TokenKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Discrete { vocabulary } => write!(f, "{vocabulary} codes"),
+            Self::Continuous { channels } => write!(f, "vectors of {channels} numbers"),
+        }
+    }
+}
+
 /// Which tokens stand for an image. Two parts fit if their specs are equal.
+///
+/// On disk the kind is one of the keys `vocabulary` and `channels`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "StoredSpec", into = "StoredSpec")]
 pub struct TokenSpec {
     /// Arrangement of the tokens.
     pub layout: Layout,
-    /// Number of codes; tokens are `0..vocabulary`.
-    pub vocabulary: usize,
+    /// What a token is.
+    pub kind: TokenKind,
     /// Height and width in pixels of the images that the layout belongs to.
     pub image_size: (usize, usize),
 }
 
 impl TokenSpec {
+    /// Tokens that are codes, `0..vocabulary`.
+    pub fn discrete(layout: Layout, vocabulary: usize, image_size: (usize, usize)) -> Self {
+        Self { layout, kind: TokenKind::Discrete { vocabulary }, image_size }
+    }
+
+    /// Tokens that are vectors of so many channels.
+    pub fn continuous(layout: Layout, channels: usize, image_size: (usize, usize)) -> Self {
+        Self { layout, kind: TokenKind::Continuous { channels }, image_size }
+    }
+
+    /// Number of codes, if tokens are codes.
+    pub fn vocabulary(&self) -> Option<usize> {
+        match self.kind {
+            TokenKind::Discrete { vocabulary } => Some(vocabulary),
+            TokenKind::Continuous { .. } => None,
+        }
+    }
+
+    /// Numbers of a token, if tokens are vectors.
+    pub fn channels(&self) -> Option<usize> {
+        match self.kind {
+            TokenKind::Discrete { .. } => None,
+            TokenKind::Continuous { channels } => Some(channels),
+        }
+    }
+
     /// Tokens of one image.
     pub fn length(&self) -> usize {
         self.layout.length()
+    }
+
+    /// What is wrong with codes as the tokens of an image, if anything.
+    pub fn codes_misfit(&self, codes: &[u32]) -> Option<String> {
+        let TokenKind::Discrete { vocabulary } = self.kind else {
+            return Some(format!("codes where tokens are {}", self.kind));
+        };
+        if codes.len() != self.length() {
+            return Some(format!("{} codes for {} places", codes.len(), self.length()));
+        }
+        let wrong = codes.iter().find(|code| **code as usize >= vocabulary);
+        wrong.map(|code| format!("{code} is not in 0..{vocabulary}"))
+    }
+
+    /// What is wrong with numbers as the tokens of an image, if anything.
+    pub fn vectors_misfit(&self, values: &[f32]) -> Option<String> {
+        let TokenKind::Continuous { channels } = self.kind else {
+            return Some(format!("vectors where tokens are {}", self.kind));
+        };
+        if values.len() != self.length() * channels {
+            return Some(format!("{} numbers for {} places of {channels}", values.len(), self.length()));
+        }
+        values.iter().any(|value| !value.is_finite()).then(|| "a number is not finite".into())
     }
 
     /// An error that shows both specs, unless they are equal.
@@ -110,6 +185,122 @@ impl TokenSpec {
 impl std::fmt::Display for TokenSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (h, w) = self.image_size;
-        write!(f, "{} of {} codes for {h}x{w} pixels", self.layout, self.vocabulary)
+        write!(f, "{} of {} for {h}x{w} pixels", self.layout, self.kind)
+    }
+}
+
+/// A spec as files hold it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredSpec {
+    layout: Layout,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    vocabulary: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    channels: Option<usize>,
+    image_size: (usize, usize),
+}
+
+impl From<TokenSpec> for StoredSpec {
+    fn from(spec: TokenSpec) -> Self {
+        let (vocabulary, channels) = (spec.vocabulary(), spec.channels());
+        Self { layout: spec.layout, vocabulary, channels, image_size: spec.image_size }
+    }
+}
+
+impl TryFrom<StoredSpec> for TokenSpec {
+    type Error = String;
+
+    fn try_from(stored: StoredSpec) -> Result<Self, String> {
+        let kind = match (stored.vocabulary, stored.channels) {
+            (Some(vocabulary), None) => TokenKind::Discrete { vocabulary },
+            (None, Some(channels)) => TokenKind::Continuous { channels },
+            (None, None) => return Err("tokens need one of the keys vocabulary and channels".into()),
+            (Some(_), Some(_)) => return Err("tokens have vocabulary or channels, not both".into()),
+        };
+        Ok(Self { layout: stored.layout, kind, image_size: stored.image_size })
+    }
+}
+
+/// The tokens of one image on the host, in the order of the layout.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tokens {
+    /// A code for each place.
+    Discrete(Vec<u32>),
+    /// The numbers of each place, one place after the other.
+    Continuous(Vec<f32>),
+}
+
+impl Tokens {
+    /// What is wrong with them as the tokens of a spec, if anything.
+    pub fn misfit(&self, spec: &TokenSpec) -> Option<String> {
+        match self {
+            Self::Discrete(codes) => spec.codes_misfit(codes),
+            Self::Continuous(values) => spec.vectors_misfit(values),
+        }
+    }
+}
+
+impl From<Vec<u32>> for Tokens {
+    fn from(codes: Vec<u32>) -> Self {
+        Self::Discrete(codes)
+    }
+}
+
+impl From<Vec<f32>> for Tokens {
+    fn from(values: Vec<f32>) -> Self {
+        Self::Continuous(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<TokenSpec, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    #[test]
+    fn specs_on_disk_say_what_a_token_is() {
+        let grid = Layout::Grid { h: 2, w: 3 };
+        for (spec, text) in [
+            (
+                TokenSpec::discrete(grid.clone(), 1024, (32, 48)),
+                r#"{"layout":{"kind":"grid","h":2,"w":3},"vocabulary":1024,"image_size":[32,48]}"#,
+            ),
+            (
+                TokenSpec::continuous(grid, 16, (32, 48)),
+                r#"{"layout":{"kind":"grid","h":2,"w":3},"channels":16,"image_size":[32,48]}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&spec).unwrap(), text);
+            assert_eq!(read(text).unwrap(), spec);
+        }
+        let both = r#"{"layout":{"kind":"sequence","n":2},"vocabulary":4,"channels":2,"image_size":[1,1]}"#;
+        assert!(read(both).unwrap_err().to_string().contains("not both"));
+        assert!(
+            read(&both.replace(r#""vocabulary":4,"channels":2,"#, "")).unwrap_err().to_string().contains("need one")
+        );
+        assert!(read(&both.replace("vocabulary", "vocabular")).unwrap_err().to_string().contains("vocabular"));
+    }
+
+    #[test]
+    fn tokens_that_do_not_fit_say_why() {
+        let layout = Layout::Sequence { n: 2 };
+        let (codes, vectors) =
+            (TokenSpec::discrete(layout.clone(), 4, (1, 1)), TokenSpec::continuous(layout, 3, (1, 1)));
+        assert_eq!(Tokens::Discrete(vec![0, 3]).misfit(&codes), None);
+        assert_eq!(Tokens::Continuous(vec![0.5; 6]).misfit(&vectors), None);
+        for (tokens, spec, part) in [
+            (Tokens::Discrete(vec![0, 4]), &codes, "4 is not in 0..4"),
+            (Tokens::Discrete(vec![0]), &codes, "1 codes for 2 places"),
+            (Tokens::Continuous(vec![0.0; 2]), &codes, "vectors where"),
+            (Tokens::Discrete(vec![0, 0]), &vectors, "codes where"),
+            (Tokens::Continuous(vec![0.0; 5]), &vectors, "5 numbers"),
+            (Tokens::Continuous(vec![f32::NAN; 6]), &vectors, "not finite"),
+        ] {
+            assert!(tokens.misfit(spec).unwrap().contains(part), "{part}");
+        }
     }
 }

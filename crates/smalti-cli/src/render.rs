@@ -5,7 +5,7 @@ use smalti::bench::BenchOutcome;
 use smalti::data::loader::Skipped;
 use smalti::edit::EditOutcome;
 use smalti::eval::Scores;
-use smalti::evaluate::EvaluateOutcome;
+use smalti::evaluate::{EvaluateOutcome, GeneratorNumbers};
 use smalti::generate::GenerateOutcome;
 use smalti::golden::Status;
 use smalti::import::ImportOutcome;
@@ -97,11 +97,19 @@ pub fn evaluate(outcome: &EvaluateOutcome) -> String {
     table.row(["psnr", &psnr, "dB, mean over images"]);
     table.row(["ssim", &ssim, "11x11 Gaussian window"]);
     table.row(["l1", &l1, "pixels in 0..1"]);
-    table.row(["usage", &format!("{:.1}%", 100.0 * numbers.usage), &format!("of {} codes", numbers.vocabulary)]);
-    table.row(["perplexity", &format!("{:.1}", numbers.perplexity), ""]);
-    if let Some(numbers) = &outcome.generator {
-        table.row(["bits/token", &format!("{:.4}", numbers.bits_per_token), "validation loss of the generator"]);
-        table.row(["bits/pixel", &format!("{:.4}", numbers.bits_per_pixel), "tokens x bits / (height x width)"]);
+    if let Some(numbers) = &numbers.codebook {
+        table.row(["usage", &format!("{:.1}%", 100.0 * numbers.usage), &format!("of {} codes", numbers.vocabulary)]);
+        table.row(["perplexity", &format!("{:.1}", numbers.perplexity), ""]);
+    }
+    match &outcome.generator {
+        None => {}
+        Some(GeneratorNumbers::Bits(numbers)) => {
+            table.row(["bits/token", &format!("{:.4}", numbers.bits_per_token), "validation loss of the generator"]);
+            table.row(["bits/pixel", &format!("{:.4}", numbers.bits_per_pixel), "tokens x bits / (height x width)"]);
+        }
+        Some(GeneratorNumbers::Diffusion { diffusion_loss }) => {
+            table.row(["diffusion", &format!("{diffusion_loss:.4}"), "validation loss of the generator"]);
+        }
     }
     if let Some(effect) = &outcome.weights {
         let WeightsEffect { weights, bytes, bytes_f32, .. } = effect;

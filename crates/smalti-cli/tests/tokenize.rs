@@ -5,7 +5,7 @@
 mod stage;
 
 use serde_json::json;
-use smalti::data::Shards;
+use smalti::data::{RowTokens, Shards};
 use stage::{SIDE, bundle, class_bundle, error_of, json_of, picture, text};
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +44,8 @@ fn rows_carry_key_class_and_codes() {
     let shards = Shards::open(&out).unwrap();
     assert_eq!(shards.classes(), ["cat", "dog"]);
     let row = shards.row(4).unwrap();
-    assert_eq!((row.key.as_str(), row.label, row.codes.len()), ("dog/001.png", Some(1), 16));
+    let RowTokens::Discrete(codes) = &row.tokens else { panic!("the tokens are codes") };
+    assert_eq!((row.key.as_str(), row.label, codes.len()), ("dog/001.png", Some(1), 16));
 
     let again = json_of(&run);
     assert_eq!((&again["rows"], &again["resumed_at"]), (&json!(6), &json!(7)));
@@ -72,7 +73,7 @@ fn mirror_images_follow_their_images() {
     let shards = Shards::open(&out).unwrap();
     let keys: Vec<String> = (0..3).map(|i| shards.row(i).unwrap().key).collect();
     assert_eq!(keys, ["cat/000.png", "cat/000.png#mirrored", "cat/001.png"]);
-    assert_ne!(shards.row(0).unwrap().codes, shards.row(1).unwrap().codes);
+    assert_ne!(shards.row(0).unwrap().tokens, shards.row(1).unwrap().tokens);
 }
 
 #[cfg(unix)]

@@ -14,6 +14,6 @@ pub mod transforms;
 pub use datasets::{DataConfig, Dataset};
 pub use image::Image;
 pub use loader::{ImageBatch, Loader};
-pub use shard::{ShardWriter, Shards, TokenRow};
+pub use shard::{RowTokens, ShardWriter, Shards, TokenRow};
 pub use text::TextTokenizer;
 pub use transforms::Transform;

@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-use smalti_base::{Layout, Result, Rng, TokenSpec, files};
+use smalti_base::{Layout, Result, Rng, TokenKind, TokenSpec, files};
 use smalti_data::datasets::Description;
 use smalti_data::loader::Skipped;
-use smalti_data::shard::{Manifest, Origin, ShardWriter, Shards, TokenRow, TokenizerId};
+use smalti_data::shard::{Manifest, Origin, RowTokens, ShardWriter, Shards, TokenRow, TokenizerId};
 use std::path::Path;
 
 const IMAGES: usize = 23;
 
 fn origin(vocabulary: usize) -> Origin {
     Origin {
-        spec: TokenSpec { layout: Layout::Grid { h: 2, w: 3 }, vocabulary, image_size: (16, 24) },
+        spec: TokenSpec::discrete(Layout::Grid { h: 2, w: 3 }, vocabulary, (16, 24)),
         tokenizer: TokenizerId { name: "vqgan".into(), sha256: "ab".repeat(32) },
         data: Description { kind: "webdataset".into(), path: "a.tar".into(), images: IMAGES, keys: "cd".repeat(32) },
         transforms: "center".into(),
@@ -24,7 +24,7 @@ fn row(index: usize, vocabulary: usize) -> TokenRow {
     let mut stream = Rng::new(5).stream(index as u64, 0);
     TokenRow {
         key: format!("k/{index}"),
-        codes: (0..6).map(|_| stream.below(vocabulary) as u32).collect(),
+        tokens: RowTokens::Discrete((0..6).map(|_| stream.below(vocabulary) as u32).collect()),
         label: (index % 3 != 2).then_some((index % 3) as u32),
         text: (!index.is_multiple_of(4)).then(|| format!("número {index} 🍎")),
         keywords: (0..index % 3).map(|word| format!("word {word} of {index}")).collect(),
@@ -105,7 +105,7 @@ fn a_folder_of_something_else_is_refused() {
         ShardWriter::open(folder.path(), other, 4).map(|_| ()).unwrap_err().to_string()
     };
     assert!(refusal(|o| o.tokenizer.sha256 = "00".repeat(32)).contains("the tokenizers of"));
-    assert!(refusal(|o| o.spec.vocabulary = 1024).contains("1024 codes"));
+    assert!(refusal(|o| o.spec.kind = TokenKind::Discrete { vocabulary: 1024 }).contains("1024 codes"));
     assert!(refusal(|o| o.data.keys = "ef".repeat(32)).contains("the data sets of"));
     assert!(refusal(|o| o.transforms = "random".into()).contains("random"));
     // The same data set at another place is the same data set.
@@ -123,8 +123,8 @@ fn rows_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = ShardWriter::open(folder.path(), origin(512), 4).unwrap();
     assert!(writer.push(1, row(1, 512)).is_err());
-    assert!(writer.push(0, TokenRow { codes: vec![0; 5], ..row(0, 512) }).is_err());
-    assert!(writer.push(0, TokenRow { codes: vec![512; 6], ..row(0, 512) }).is_err());
+    assert!(writer.push(0, TokenRow { tokens: RowTokens::Discrete(vec![0; 5]), ..row(0, 512) }).is_err());
+    assert!(writer.push(0, TokenRow { tokens: RowTokens::Discrete(vec![512; 6]), ..row(0, 512) }).is_err());
     writer.push(0, row(0, 512)).unwrap();
     assert!(writer.finish().unwrap_err().to_string().contains("1 of 23"));
 }
@@ -166,7 +166,47 @@ fn forged_shards_never_panic() {
             let text = serde_json::to_string(&manifest).unwrap();
             std::fs::write(Manifest::path(folder.path()), text).unwrap();
             let shards = Shards::open(folder.path()).unwrap();
-            let _ = shards.row(0).map(|row| assert!(row.codes.iter().all(|&code| code < 512)));
+            let _ = shards.row(0).map(|row| match row.tokens {
+                RowTokens::Discrete(codes) => assert!(codes.iter().all(|&code| code < 512)),
+                RowTokens::Continuous { .. } => panic!("the spec says codes"),
+            });
+        }
+    }
+}
+
+/// Rows of vectors: numbers that 16 bits hold exactly, with deviations or without.
+fn vectors(index: usize, certain: bool) -> TokenRow {
+    let mut stream = Rng::new(6).stream(index as u64, 0);
+    let mut numbers = |least: usize| (0..24).map(|_| (stream.below(64 - least) + least) as f32 / 32.0 - 1.0).collect();
+    let (means, deviations) = (numbers(0), if certain { Vec::new() } else { numbers(32) });
+    TokenRow { tokens: RowTokens::Continuous { means, deviations }, ..row(index, 2) }
+}
+
+#[test]
+fn vectors_come_back_with_and_without_deviations() {
+    let spec = TokenSpec::continuous(Layout::Grid { h: 2, w: 3 }, 4, (16, 24));
+    for certain in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || ShardWriter::open(folder.path(), Origin { spec: spec.clone(), ..origin(2) }, 4).unwrap();
+        let mut writer = open();
+        assert!(writer.push(0, row(0, 2)).unwrap_err().to_string().contains("codes where tokens are vectors of 4"));
+        let wild = RowTokens::Continuous { means: vec![1e6; 24], deviations: Vec::new() };
+        assert!(writer.push(0, TokenRow { tokens: wild, ..row(0, 2) }).unwrap_err().to_string().contains("too large"));
+        for index in 0..6 {
+            writer.push(index, vectors(index, certain)).unwrap();
+        }
+        assert!(writer.push(6, vectors(6, !certain)).unwrap_err().to_string().contains("one shard"));
+        drop(writer);
+        // The two rows of the unfinished shard are made again.
+        let mut writer = open();
+        for index in writer.next()..IMAGES {
+            writer.push(index, vectors(index, certain)).unwrap();
+        }
+        writer.finish().unwrap();
+        let shards = Shards::open(folder.path()).unwrap();
+        for index in 0..IMAGES {
+            assert_eq!(shards.row(index).unwrap(), vectors(index, certain));
+            assert_eq!(shards.tokens(index).unwrap(), vectors(index, certain).tokens);
         }
     }
 }

@@ -18,7 +18,7 @@ fn main() {
     let number = |place| std::env::args().nth(place).and_then(|text| text.parse().ok());
     let width = number(1).unwrap_or(768);
     let config = GptConfig {
-        tokens: TokenSpec { layout: Layout::Grid { h: 16, w: 16 }, vocabulary: 1024, image_size: (256, 256) },
+        tokens: TokenSpec::discrete(Layout::Grid { h: 16, w: 16 }, 1024, (256, 256)),
         condition: ConditionConfig::Class { classes: 10 },
         condition_dropout: 0.0,
         width,

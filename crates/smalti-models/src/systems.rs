@@ -57,6 +57,20 @@ pub const SYSTEMS: &[System] = &[
         about: "vision transformer autoencoder with a codebook (ViT-VQGAN)",
     },
     System {
+        role: Role::Tokenizer,
+        kind: "kl",
+        arxiv: "2112.10752",
+        tokens: "grid of vectors",
+        about: "convolutional autoencoder with normal latents (KL autoencoder of latent diffusion, MAR's KL-16)",
+    },
+    System {
+        role: Role::Tokenizer,
+        kind: "patches",
+        arxiv: "2406.11838",
+        tokens: "grid of vectors",
+        about: "patches of pixels as they are, nothing to train",
+    },
+    System {
         role: Role::Quantizer,
         kind: "vq",
         arxiv: "1711.00937",
@@ -97,6 +111,20 @@ pub const SYSTEMS: &[System] = &[
         arxiv: "2404.02905",
         tokens: "pyramid",
         about: "transformer that predicts a whole token map at each step, coarse to fine (VAR)",
+    },
+    System {
+        role: Role::Generator,
+        kind: "mar",
+        arxiv: "2406.11838",
+        tokens: "grid, sequence, of vectors",
+        about: "masked autoencoder with a diffusion loss, tokens filled in a random order, few and then many at a step (MAR)",
+    },
+    System {
+        role: Role::Generator,
+        kind: "causal_mar",
+        arxiv: "2406.11838",
+        tokens: "grid, sequence, of vectors",
+        about: "decoder-only transformer with MAR's diffusion loss, one token after the other in raster or random order",
     },
 ];
 

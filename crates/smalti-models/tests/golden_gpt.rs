@@ -11,7 +11,7 @@ use smalti_base::{Layout, TokenSpec};
 use smalti_models::checkpoint::{Stored, Values, load_from};
 use smalti_models::generators::{Gpt, GptConfig};
 use smalti_models::sampling::{Sampling, filter};
-use smalti_models::{Condition, ConditionConfig, Generator, ImageRequest, Known, Request};
+use smalti_models::{Codes, Condition, ConditionConfig, Generator, ImageRequest, Known, Request};
 use smalti_nn::dense::{Pack, WeightPrecision};
 use std::collections::BTreeMap;
 
@@ -61,7 +61,7 @@ fn model(device: &Device) -> Gpt {
         weights.insert(path, tensor);
     }
     let config = GptConfig {
-        tokens: TokenSpec { layout: Layout::Grid { h: 8, w: 2 }, vocabulary: CODES, image_size: (16, 4) },
+        tokens: TokenSpec::discrete(Layout::Grid { h: 8, w: 2 }, CODES, (16, 4)),
         condition: ConditionConfig::Class { classes: CODES },
         condition_dropout: 0.0,
         width: 32,
@@ -86,7 +86,7 @@ fn logits_loss_and_gradients() {
     let plain = model.valid();
     let (classes_bl, codes) = (io.ids::<2>("c_indices"), io.ids::<2>("z_indices"));
     io.check("logits", plain.logits(classes_bl.clone(), codes.clone()), 1e-4, 1e-3);
-    let loss = plain.predictions(codes.clone(), &classes(&io)).unwrap().loss();
+    let loss = plain.predictions(Codes::Discrete(codes.clone()), &classes(&io)).unwrap().loss();
     io.check("loss", loss.loss, 1e-4, 1e-3);
 
     let keep = io.ids::<2>("pkeep_mask").equal_elem(1);
@@ -150,7 +150,7 @@ fn greedy_generation_and_completion() {
     let half = |image: usize| {
         let codes = &io.ints("z_indices")[image * LENGTH..(image + 1) * LENGTH];
         Some(Known {
-            codes: codes.iter().map(|code| *code as u32).collect(),
+            tokens: codes.iter().map(|code| *code as u32).collect::<Vec<u32>>().into(),
             keep: (0..LENGTH).map(|place| place < LENGTH / 2).collect(),
         })
     };

@@ -16,7 +16,7 @@ use std::path::Path;
 
 fn fresh() -> Gpt {
     let config = GptConfig {
-        tokens: TokenSpec { layout: Layout::Grid { h: 2, w: 2 }, vocabulary: 20, image_size: (8, 8) },
+        tokens: TokenSpec::discrete(Layout::Grid { h: 2, w: 2 }, 20, (8, 8)),
         condition: ConditionConfig::Class { classes: 3 },
         condition_dropout: 0.0,
         width: 16,

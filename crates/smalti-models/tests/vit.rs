@@ -99,8 +99,9 @@ fn gradients_of_the_losses() {
         perceptual_weight: 0.1,
         adversarial: None,
         codebook_weight: 1.0,
+        ..Default::default()
     };
-    let spec = TokenSpec { layout: Layout::Grid { h: 4, w: 4 }, vocabulary: 64, image_size: (32, 32) };
+    let spec = TokenSpec::discrete(Layout::Grid { h: 4, w: 4 }, 64, (32, 32));
     let perceptual = Perceptual::lpips(&weights, &weights, &Device::flex()).unwrap();
     let loss = config.init(&spec, &device).unwrap().with_perceptual(Some(perceptual));
     let step = loss.step(&model, None, image, 0);
@@ -142,6 +143,7 @@ fn the_adaptive_step_equals_the_weighted_sum() {
             perceptual_weight: 0.0,
             adversarial: Some(adversarial),
             codebook_weight: 1.0,
+            ..Default::default()
         };
         config.init(model.spec(), &device).unwrap()
     };

@@ -43,6 +43,8 @@ pub struct Mlp {
     /// Between the two.
     #[module(skip)]
     pub activation: Activation,
+    /// Of what is between the two, in training.
+    pub dropout: Dropout,
 }
 
 impl Mlp {
@@ -51,7 +53,11 @@ impl Mlp {
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>) -> Tensor<3> {
-        self.contract.forward_gelu(self.expand.forward(x_bnd), self.activation == Activation::GeluTanh)
+        let hidden = self.expand.forward(x_bnd);
+        if self.dropout.prob == 0.0 {
+            return self.contract.forward_gelu(hidden, self.activation == Activation::GeluTanh);
+        }
+        self.contract.forward(self.dropout.forward(self.activation.forward(hidden)))
     }
 }
 
@@ -89,6 +95,7 @@ impl BlockConfig {
                 expand: Dense::new(self.width, self.hidden, self.init, device),
                 contract: Dense::new(self.hidden, self.width, self.init, device),
                 activation: self.activation,
+                dropout: DropoutConfig::new(0.0).init(),
             },
             dropout: DropoutConfig::new(self.dropout).init(),
             norm: self.norm,
@@ -115,6 +122,12 @@ pub struct Block {
 }
 
 impl Block {
+    /// Sets the dropout inside the MLP, `0..1`, which is off otherwise (timm's blocks have it).
+    pub fn with_hidden_dropout(mut self, dropout: f64) -> Self {
+        self.mlp.dropout = DropoutConfig::new(dropout).init();
+        self
+    }
+
     /// Mixes the tokens, then changes each by itself.
     ///
     /// # Shapes
@@ -153,5 +166,35 @@ impl Pack for Block {
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
         let SelfAttention { query, key, value, output, .. } = &mut self.attention;
         vec![query, key, value, output, &mut self.mlp.expand, &mut self.mlp.contract]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_inside_the_mlp_acts_in_training_only() {
+        let device = Device::flex().autodiff();
+        let config = BlockConfig {
+            width: 8,
+            heads: 2,
+            hidden: 16,
+            norm: NormPlacement::Before,
+            epsilon: 1e-6,
+            activation: Activation::Gelu,
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            init: Init::Normal(0.5),
+        };
+        let plain = config.init(&device);
+        let dropping = plain.clone().with_hidden_dropout(0.5);
+        let x = Init::Normal(1.0).draw([2, 3, 8], &device);
+        let run = |block: &Block, x: Tensor<3>| block.forward(x, &Visible::All).inner();
+        let difference = |a: Tensor<3>, b: Tensor<3>| (a - b).abs().max().into_scalar::<f32>();
+        let expected = run(&plain, x.clone());
+        assert!(difference(run(&dropping.train(), x.clone()), expected.clone()) > 1e-3);
+        let dropping = plain.clone().with_hidden_dropout(0.5).valid();
+        assert!(difference(run(&dropping, x.inner()), expected) < 1e-5);
     }
 }

@@ -11,7 +11,7 @@ use smalti_data::Image;
 use smalti_data::image::{Limits, Mask, decode_mask, save_png};
 use smalti_data::transforms::{Filter, resize};
 use smalti_models::sampling::Sampling;
-use smalti_models::{Codes, Condition, ImageRequest, Known, Request, Tokenizer};
+use smalti_models::{Condition, ImageRequest, Known, Request, Tokenizer};
 use smalti_nn::dense::WeightPrecision;
 use std::path::PathBuf;
 
@@ -163,10 +163,8 @@ pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let generator = plan.model.open_generator(&device, plan.weights)?;
     let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::Bicubic)?;
-    let Codes::Discrete(codes) = tokenizer.encode(pixels::upload(&[small], &device)) else {
-        return Err(Error::unsupported("editing with continuous tokens", "use a model of discrete tokens"));
-    };
-    let known = Known { codes: pixels::token_rows(codes)?.swap_remove(0), keep: plan.keep.clone() };
+    let mut tokens = tokenizer.encode(pixels::upload(&[small], &device)).to_host()?;
+    let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
     let image = ImageRequest { condition: plan.condition.clone(), seed: plan.seed, known: Some(known) };
     let request = Request { images: vec![image], sampling: plan.sampling.clone() };
     let codes = generate(&generator, &request, "editing", progress)?;

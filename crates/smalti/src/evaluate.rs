@@ -5,15 +5,14 @@ use crate::pixels;
 use crate::source::{Images, SourceArgs};
 use crate::weights::{Differences, WeightsEffect};
 use crate::{Settings, WeightsArgs};
-use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Progress, Result, TokenSpec, device};
+use smalti_base::{Error, Progress, Result, TokenKind, TokenSpec, Tokens, device};
 use smalti_data::loader::Skipped;
 use smalti_data::{ImageBatch, TextTokenizer};
 use smalti_eval::Scores;
 use smalti_models::generators::{ConditionConfig, GeneratorModel, Predictions};
 use smalti_models::quantizers::usage::Usage;
-use smalti_models::{Codes, Condition, Generator, Tokenizer};
+use smalti_models::{Codes, Condition, Generator, GeneratorLoss, Tokenizer};
 use smalti_nn::dense::{Pack, WeightPrecision};
 use std::path::PathBuf;
 
@@ -77,6 +76,14 @@ pub struct TokenizerNumbers {
     /// Means over images, of 8-bit pixels at the model's size.
     #[serde(flatten)]
     pub scores: Scores,
+    /// How the codebook is used, if tokens are codes.
+    #[serde(flatten)]
+    pub codebook: Option<CodebookNumbers>,
+}
+
+/// How a codebook is used.
+#[derive(Clone, Debug, Serialize)]
+pub struct CodebookNumbers {
     /// Share of the codes that occur.
     pub usage: f64,
     /// Perplexity of the code frequencies: as many equally frequent codes would be as hard to guess.
@@ -85,9 +92,22 @@ pub struct TokenizerNumbers {
     pub vocabulary: usize,
 }
 
-/// Numbers of a generator: its mean validation loss in bits.
+/// Numbers of a generator: its mean validation loss.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct GeneratorNumbers {
+#[serde(untagged)]
+pub enum GeneratorNumbers {
+    /// Of codes, in bits.
+    Bits(BitNumbers),
+    /// Of vectors, which have no probability: the diffusion loss. It compares models of the same tokens only.
+    Diffusion {
+        /// Mean over tokens.
+        diffusion_loss: f64,
+    },
+}
+
+/// A cross-entropy in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct BitNumbers {
     /// Per token.
     pub bits_per_token: f64,
     /// Per pixel: tokens of an image times bits per token, divided by height times width.
@@ -97,6 +117,15 @@ pub struct GeneratorNumbers {
 }
 
 impl GeneratorNumbers {
+    fn of(loss: f64, tokens: &TokenSpec) -> Self {
+        match tokens.kind {
+            TokenKind::Discrete { .. } => Self::Bits(BitNumbers::of(loss, tokens)),
+            TokenKind::Continuous { .. } => Self::Diffusion { diffusion_loss: loss },
+        }
+    }
+}
+
+impl BitNumbers {
     fn of(nats_per_token: f64, tokens: &TokenSpec) -> Self {
         let bits_per_token = nats_per_token / std::f64::consts::LN_2;
         let (height, width) = tokens.image_size;
@@ -117,6 +146,12 @@ pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
     let weights = args.weights.resolve(&device)?;
     if weights != WeightPrecision::F32 {
         model.must_generate()?;
+        if model.tokens.vocabulary().is_none() {
+            return Err(Error::unsupported(
+                format!("comparing {weights} weights of a generator of vectors"),
+                "its predictions have no probabilities to compare: leave --weights away",
+            ));
+        }
     }
     Ok(EvaluatePlan { batch: args.batch.max(1), device, weights, data, model })
 }
@@ -129,7 +164,7 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let mut judge = plan.model.has_generator().then(|| Judge::open(plan, &device)).transpose()?;
-    let mut usage = Usage::new(plan.model.tokens.vocabulary);
+    let mut usage = plan.model.tokens.vocabulary().map(Usage::new);
     let mut scores = Vec::new();
     let skipped = plan.data.each_batch("evaluating", 0, plan.batch, progress, |batch, _| {
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
@@ -137,11 +172,15 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
         for (original, reconstruction) in pixels::batch_images(&batch)?.iter().zip(&reconstructions) {
             scores.push(pixels::compare(original, reconstruction)?);
         }
-        if let Codes::Discrete(codes) = codes {
-            usage.add(pixels::token_rows(codes.clone())?.into_iter().flatten().map(i64::from));
-            if let Some(judge) = &mut judge {
-                judge.add(codes, &batch)?;
+        if let Some(usage) = &mut usage {
+            for tokens in codes.clone().to_host()? {
+                if let Tokens::Discrete(codes) = tokens {
+                    usage.add(codes.into_iter().map(i64::from));
+                }
             }
+        }
+        if let Some(judge) = &mut judge {
+            judge.add(codes, &batch)?;
         }
         Ok(format!("psnr {:.2}", Scores::mean(&scores).psnr))
     })?;
@@ -151,9 +190,11 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
         skipped,
         tokenizer: TokenizerNumbers {
             scores: Scores::mean(&scores),
-            usage: usage.used_fraction(),
-            perplexity: usage.perplexity(),
-            vocabulary: plan.model.tokens.vocabulary,
+            codebook: usage.map(|usage| CodebookNumbers {
+                usage: usage.used_fraction(),
+                perplexity: usage.perplexity(),
+                vocabulary: usage.histogram().len(),
+            }),
         },
         generator: judge.as_ref().map(|judge| GeneratorNumbers::of(judge.exact.mean(), &plan.model.tokens)),
         weights: judge.and_then(Judge::effect),
@@ -164,25 +205,37 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
 struct Judged {
     generator: GeneratorModel,
     images: u64,
-    nats: f64,
+    /// Sum over images.
+    loss: f64,
 }
 
 impl Judged {
     fn new(generator: GeneratorModel) -> Self {
-        Self { generator, images: 0, nats: 0.0 }
+        Self { generator, images: 0, loss: 0.0 }
     }
 
-    fn add(&mut self, codes: Tensor<2, Int>, conditions: &[Condition]) -> Result<Predictions> {
+    fn add(&mut self, codes: Codes, conditions: &[Condition]) -> Result<()> {
+        let loss = self.generator.validation_loss(codes, conditions, self.images)?;
+        self.count(loss, conditions.len())
+    }
+
+    /// [`Self::add`] by way of the predictions, which come back.
+    fn predict(&mut self, codes: Codes, conditions: &[Condition]) -> Result<Predictions> {
         let predictions = self.generator.predictions(codes, conditions, self.images)?;
-        let nats = predictions.loss().nats_per_token.into_data().convert::<f32>().try_into_vec::<f32>();
-        let nats = nats.map_err(|error| Error::invalid("generator loss", format!("{error:?}")))?;
-        self.nats += f64::from(nats.first().copied().unwrap_or(f32::NAN)) * conditions.len() as f64;
-        self.images += conditions.len() as u64;
+        self.count(predictions.loss(), conditions.len())?;
         Ok(predictions)
     }
 
+    fn count(&mut self, loss: GeneratorLoss, images: usize) -> Result<()> {
+        let loss = loss.nats_per_token.unwrap_or(loss.loss).into_data().convert::<f32>().try_into_vec::<f32>();
+        let loss = loss.map_err(|error| Error::invalid("generator loss", format!("{error:?}")))?;
+        self.loss += f64::from(loss.first().copied().unwrap_or(f32::NAN)) * images as f64;
+        self.images += images as u64;
+        Ok(())
+    }
+
     fn mean(&self) -> f64 {
-        self.nats / self.images as f64
+        self.loss / self.images as f64
     }
 }
 
@@ -207,14 +260,14 @@ impl Judge {
         Ok(Self { exact: open(WeightPrecision::F32)?, reduced, condition: model.condition.clone(), text })
     }
 
-    fn add(&mut self, codes: Tensor<2, Int>, batch: &ImageBatch) -> Result<()> {
+    fn add(&mut self, codes: Codes, batch: &ImageBatch) -> Result<()> {
         let conditions = (0..batch.len()).map(|i| self.condition(batch, i)).collect::<Result<Vec<_>>>()?;
-        let exact = self.exact.add(codes.clone(), &conditions)?;
-        if let Some((reduced, differences, _)) = &mut self.reduced {
-            let vocabulary = reduced.generator.spec().vocabulary;
-            differences.add(exact, reduced.add(codes, &conditions)?, vocabulary)?;
-        }
-        Ok(())
+        let Some((reduced, differences, _)) = &mut self.reduced else {
+            return self.exact.add(codes, &conditions);
+        };
+        let vocabulary = reduced.generator.spec().vocabulary().unwrap_or_default();
+        let exact = self.exact.predict(codes.clone(), &conditions)?;
+        differences.add(exact, reduced.predict(codes, &conditions)?, vocabulary)
     }
 
     fn effect(mut self) -> Option<WeightsEffect> {

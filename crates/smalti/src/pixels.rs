@@ -1,6 +1,6 @@
 //! Between tensors and images.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Error, Result};
 use smalti_data::{Image, ImageBatch};
 use smalti_eval::{Pair, Scores};
@@ -53,25 +53,6 @@ pub fn compare(original: &Image, reconstruction: &Image) -> Result<Scores> {
 /// The levels 0..255 channel by channel.
 fn levels(image: &Image) -> Vec<f32> {
     (0..3).flat_map(|channel| image.pixels.iter().skip(channel).step_by(3).map(|level| f32::from(*level))).collect()
-}
-
-/// Tokens `[n, length]` as a row for each image. One download.
-///
-/// # Errors
-/// [`Error::Invalid`] if the device returns something else than tokens.
-pub fn token_rows(codes: Tensor<2, Int>) -> Result<Vec<Vec<u32>>> {
-    let [_, length] = codes.dims();
-    let codes: Vec<i64> = codes
-        .into_data()
-        .convert::<i64>()
-        .try_into_vec()
-        .map_err(|error| Error::invalid("tokens", format!("{error:?}")))?;
-    let row = |row: &[i64]| row.iter().map(|code| u32::try_from(*code)).collect::<Result<Vec<u32>, _>>();
-    codes
-        .chunks_exact(length.max(1))
-        .map(row)
-        .collect::<Result<_, _>>()
-        .map_err(|e| Error::invalid("tokens", e.to_string()))
 }
 
 /// Each pixel as a square of `scale` pixels.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use smalti_base::Result;
+use smalti_models::generators::diffusion::Respacing;
 use smalti_models::sampling::Sampling;
 
 /// Sampling settings that replace those of the bundle.
@@ -12,7 +13,7 @@ pub struct SamplingArgs {
     /// Strength of the condition (classifier-free guidance); 1 is off
     #[arg(long, value_name = "X")]
     pub guidance: Option<f32>,
-    /// Logits are divided by it; 0 always takes the most likely token
+    /// Logits are divided by it; 0 always takes the most likely token (of vectors: strength of the noise in diffusion steps)
     #[arg(long, value_name = "X")]
     pub temperature: Option<f32>,
     /// Draw only from the N most likely tokens; 0 is off
@@ -24,6 +25,9 @@ pub struct SamplingArgs {
     /// Decoding steps, for generators that can choose
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
+    /// Diffusion steps of each token, for generators of vectors: N, or N1,N2,.. of equal sections, or ddimN
+    #[arg(long, value_name = "N")]
+    pub diffusion_steps: Option<Respacing>,
     /// Mix codes by their probabilities instead of drawing one, for generators that can (var): fewer artefacts, less variety
     #[arg(long)]
     pub smooth: bool,
@@ -41,6 +45,7 @@ impl SamplingArgs {
         sampling.top_k = self.top_k.map_or(sampling.top_k, |k| (k > 0).then_some(k));
         sampling.top_p = self.top_p.or(sampling.top_p);
         sampling.steps = self.steps.or(sampling.steps);
+        sampling.diffusion_steps = self.diffusion_steps.clone().or(sampling.diffusion_steps);
         sampling.smooth |= self.smooth;
         sampling.validate()?;
         Ok(sampling)

@@ -5,13 +5,13 @@ use crate::model::ModelPlan;
 use crate::output::prepare_folder;
 use crate::pixels;
 use crate::source::{Images, SourceArgs};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Progress, Result, TokenSpec, device, files};
+use smalti_base::{Error, Progress, Result, TokenSpec, Tokens, device, files};
 use smalti_data::loader::Skipped;
 use smalti_data::shard::{Origin, TokenizerId};
-use smalti_data::{Image, ImageBatch, Loader, ShardWriter, TokenRow};
-use smalti_models::tokenizers::TokenizerModel;
+use smalti_data::{Image, ImageBatch, Loader, RowTokens, ShardWriter, TokenRow};
+use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
 use smalti_models::{Codes, Tokenizer};
 use std::path::PathBuf;
 
@@ -139,13 +139,8 @@ pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutco
 }
 
 /// The tokens of each image of a batch; with `flip` each followed by those of its mirror image.
-fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &Device) -> Result<Vec<Vec<u32>>> {
-    let tokens = |images| match tokenizer.encode(images) {
-        Codes::Discrete(codes) => pixels::token_rows(codes),
-        Codes::Continuous(_) => {
-            Err(Error::unsupported("shards of continuous tokens", "use a tokenizer of discrete tokens"))
-        }
-    };
+fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &Device) -> Result<Vec<RowTokens>> {
+    let tokens = |images| rows(tokenizer, images);
     let plain = tokens(pixels::upload_batch(batch, device))?;
     if !flip {
         return Ok(plain);
@@ -153,6 +148,27 @@ fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &D
     let mirrored: Vec<Image> = pixels::batch_images(batch)?.iter().map(Image::flipped).collect();
     let mirrored = tokens(pixels::upload(&mirrored, device))?;
     Ok(plain.into_iter().zip(mirrored).flat_map(|(plain, mirrored)| [plain, mirrored]).collect())
+}
+
+/// What a shard holds of images: codes, or the distributions of vectors.
+fn rows(tokenizer: &TokenizerModel, images_bchw: Tensor<4>) -> Result<Vec<RowTokens>> {
+    let values = |tokens: Tokens| match tokens {
+        Tokens::Discrete(_) => Vec::new(),
+        Tokens::Continuous(values) => values,
+    };
+    let Some(TokenMoments { means_bnc, deviations_bnc }) = tokenizer.token_moments(images_bchw.clone()) else {
+        let tokens = tokenizer.encode(images_bchw).to_host()?.into_iter().map(|tokens| match tokens {
+            Tokens::Discrete(codes) => RowTokens::Discrete(codes),
+            Tokens::Continuous(means) => RowTokens::Continuous { means, deviations: Vec::new() },
+        });
+        return Ok(tokens.collect());
+    };
+    let means = Codes::Continuous(means_bnc).to_host()?.into_iter().map(values);
+    let deviations = match deviations_bnc {
+        Some(deviations) => Codes::Continuous(deviations).to_host()?.into_iter().map(values).collect(),
+        None => vec![Vec::new(); means.len()],
+    };
+    Ok(means.zip(deviations).map(|(means, deviations)| RowTokens::Continuous { means, deviations }).collect())
 }
 
 /// Rows on their way to shards. With mirror images, rows `2 i` and `2 i + 1` belong to image `i`.
@@ -185,8 +201,8 @@ impl Rows {
     }
 
     /// Adds the rows of a batch. Images that it left out are noted as skipped.
-    fn add(&mut self, batch: &ImageBatch, codes: Vec<Vec<u32>>, loader: &Loader) -> Result<()> {
-        for (place, codes) in codes.into_iter().enumerate() {
+    fn add(&mut self, batch: &ImageBatch, tokens: Vec<RowTokens>, loader: &Loader) -> Result<()> {
+        for (place, tokens) in tokens.into_iter().enumerate() {
             let (i, copy) = (place / self.copies, place % self.copies);
             let index = batch.indices[i] * self.copies + copy;
             if index > self.writer.next() {
@@ -196,7 +212,7 @@ impl Rows {
             if index == self.writer.next() {
                 let key = if copy == 0 { batch.keys[i].clone() } else { format!("{}#mirrored", batch.keys[i]) };
                 let (text, keywords) = (batch.texts[i].clone(), batch.keywords[i].clone());
-                let row = TokenRow { key, codes, label: batch.labels[i], text, keywords };
+                let row = TokenRow { key, tokens, label: batch.labels[i], text, keywords };
                 self.writer.push(index, row)?;
             }
         }

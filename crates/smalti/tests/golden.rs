@@ -47,10 +47,17 @@ fn cases_of_this_repository() {
     let passed: Vec<&str> =
         reports.iter().filter(|report| report.status == Status::Passed).map(|report| report.case.as_str()).collect();
     for case in [
+        "autoencoder-kl/diffusers_kl",
+        "autoencoder-kl/ldm_kl_f4",
+        "autoencoder-kl/mar_kl",
         "fsq/official_8_5_5",
         "fsq/vqp_8_5_5_5",
         "fsq/vqp_proj_image",
         "fsq/vqp_symmetric",
+        "mar/ar-causal",
+        "mar/diffusion-utils",
+        "mar/diffusion-utils-linear",
+        "mar/tiny",
         "maskgit/schedules",
         "maskgit/transformer",
         "quantizers/argmin-ties",

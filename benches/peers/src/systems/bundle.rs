@@ -17,7 +17,7 @@ use std::path::Path;
 pub fn prepare<M: Module>(row: &Row, folder: &Path, generator: &M) -> Result<()> {
     let bundle = BundlePaths::at(folder.join("bundle"));
     let configuration: GeneratorConfig = inputs::model(row)?;
-    let codes = configuration.tokens().vocabulary;
+    let codes = configuration.tokens().vocabulary().unwrap_or_default();
     let tokenizer = json!({
         "kind": "vqgan", "image_size": 256, "ch": 32, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1,
         "z_channels": 32, "embed_dim": 32, "quantizer": { "kind": "vq", "codes": codes, "channels": 32 },

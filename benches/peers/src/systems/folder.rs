@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use smalti::Settings;
 use smalti::base::progress::Silent;
 use smalti::base::{Error, Result};
-use smalti::data::Shards;
+use smalti::data::{RowTokens, Shards};
 use smalti::models::checkpoint::{BundlePaths, Manifest, Part, Precision, Stored, Values, write_part};
 use smalti::models::tokenizers::TokenizerConfig;
 use smalti::tokenize::{self, TokenizeArgs};
@@ -55,7 +55,10 @@ impl Task for Tokenize {
                 .iter()
                 .skip(first)
                 .step_by(2)
-                .flat_map(|row| row.codes.iter().map(|code| i64::from(*code)))
+                .flat_map(|row| match &row.tokens {
+                    RowTokens::Discrete(codes) => codes.iter().map(|code| i64::from(*code)).collect(),
+                    RowTokens::Continuous { .. } => Vec::new(),
+                })
                 .collect();
             Stored { shape: vec![values.len()], values: Values::Ints(values) }
         };

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor};
 use smalti::base::{Error, Result, Rng};
 use smalti::models::checkpoint::Rules;
 use smalti::models::generators::{GeneratorConfig, GeneratorModel, Gpt};
-use smalti::models::{Condition, Generator, ImageRequest, Request, Sampling};
+use smalti::models::{Codes, Condition, Generator, ImageRequest, Request, Sampling};
 use std::path::Path;
 
 /// The row's generator with the shared weights.
@@ -133,7 +133,7 @@ impl Train {
 
     fn step(&mut self) -> Result<Tensor<1>> {
         let model = self.trained.model();
-        let loss = model.loss(self.codes.clone(), &self.conditions, &mut Rng::new(0).stream(0, 0))?;
+        let loss = model.loss(Codes::Discrete(self.codes.clone()), &self.conditions, &mut Rng::new(0).stream(0, 0))?;
         let value = loss.loss.clone().inner();
         let gradients = GradientsParams::from_grads(loss.loss.backward(), model);
         self.trained.apply(gradients)?;

@@ -74,7 +74,7 @@ impl Task for Decode {
         let (length, rows) = (config.tokens.length(), self.classes.dims()[0]);
         let ids = Tensor::full([rows, length], config.mask_id() as i32, &Device::flex());
         let features = self.model.features(self.classes.clone(), ids).narrow(1, 1, length);
-        let logits = self.model.logits(features, config.tokens.vocabulary);
+        let logits = self.model.logits(features, config.tokens.vocabulary().unwrap_or_default());
         Ok(inputs::outputs([("logits", inputs::floats(logits))]))
     }
 

@@ -6,6 +6,8 @@
 //! | tensor | type | shape | |
 //! |---|---|---|---|
 //! | `codes` | u16, or u32 for more than 65536 codes | `[rows, length]` | in the order of the spec's layout |
+//! | `means` | f16 | `[rows, length, channels]` | instead of `codes`, for tokens that are vectors |
+//! | `deviations` | f16 | as `means` | only for tokenizers that are not certain: how far a token may be off |
 //! | `labels` | i32 | `[rows]` | -1 is none |
 //! | `keys`, `texts` | u8 | `[bytes]` | UTF-8, one after another; an empty text is none |
 //! | `key_offsets`, `text_offsets` | u64 | `[rows + 1]` | where each begins and the last ends |
@@ -22,6 +24,7 @@ pub use write::ShardWriter;
 
 use crate::datasets::Description;
 use crate::loader::Skipped;
+use half::f16;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, TokenSpec, config};
 use std::path::{Path, PathBuf};
@@ -52,7 +55,7 @@ impl std::fmt::Display for TokenizerId {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
-    /// Arrangement and number of the codes.
+    /// Arrangement and kind of the tokens.
     pub spec: TokenSpec,
     /// What made them.
     pub tokenizer: TokenizerId,
@@ -176,13 +179,51 @@ impl Manifest {
     }
 }
 
+/// What is stored of an image's tokens, in the order of the spec's layout.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowTokens {
+    /// A code for each place.
+    Discrete(Vec<u32>),
+    /// Normal distributions of vectors: whoever reads them draws anew each time.
+    Continuous {
+        /// `channels` means for each place.
+        means: Vec<f32>,
+        /// As many standard deviations; empty if the tokens are certain.
+        deviations: Vec<f32>,
+    },
+}
+
+impl Default for RowTokens {
+    fn default() -> Self {
+        Self::Discrete(Vec::new())
+    }
+}
+
+impl RowTokens {
+    /// What is wrong with them as the tokens of a spec, if anything.
+    fn misfit(&self, spec: &TokenSpec) -> Option<String> {
+        match self {
+            Self::Discrete(codes) => spec.codes_misfit(codes),
+            Self::Continuous { means, deviations } => {
+                let wrong = spec.vectors_misfit(means);
+                let stored = |value: &f32| f16::from_f32(*value).is_finite();
+                wrong.or_else(|| match deviations.is_empty() || deviations.len() == means.len() {
+                    false => Some(format!("{} means and {} deviations", means.len(), deviations.len())),
+                    true if !means.iter().chain(deviations).all(stored) => Some("a number is too large".into()),
+                    true => deviations.iter().any(|d| *d < 0.0).then(|| "a deviation is negative".into()),
+                })
+            }
+        }
+    }
+}
+
 /// The tokens of one image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenRow {
     /// The image's name in its data set.
     pub key: String,
-    /// Codes in the order of the spec's layout.
-    pub codes: Vec<u32>,
+    /// Its tokens.
+    pub tokens: RowTokens,
     /// Class.
     pub label: Option<u32>,
     /// Caption; an empty one is none.

@@ -1,13 +1,13 @@
 //! Reading token shards.
 
 use super::file::Shard;
-use super::{Manifest, TokenRow};
+use super::{Manifest, RowTokens, TokenRow};
 use smalti_base::{Error, Result, TokenSpec, files};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The rows of all shards of a folder. A shard is read, compared with its SHA-256 and checked when a row of it is first asked for, and
-/// stays in memory: 2 or 4 bytes a token, and the captions.
+/// stays in memory: 2 or 4 bytes a code, 2 or 4 a channel of a vector, and the captions.
 #[derive(Debug)]
 pub struct Shards {
     folder: PathBuf,
@@ -80,12 +80,26 @@ impl Shards {
     /// # Errors
     /// [`Error::Invalid`] past the end, or naming the shard if it is damaged; [`Error::Io`].
     pub fn row(&self, index: usize) -> Result<TokenRow> {
+        let (shard, row) = self.place(index)?;
+        Ok(shard.row(row))
+    }
+
+    /// The tokens of row `index` alone.
+    ///
+    /// # Errors
+    /// As [`Shards::row`].
+    pub fn tokens(&self, index: usize) -> Result<RowTokens> {
+        let (shard, row) = self.place(index)?;
+        Ok(shard.tokens(row))
+    }
+
+    fn place(&self, index: usize) -> Result<(&Shard, usize)> {
         if index >= self.len() {
             return Err(Error::file(&self.folder, format!("row {index} of {}: past the end", self.len())));
         }
         // The last shard that begins at or before the row; empty shards begin where the next one does.
         let number = self.starts.partition_point(|&start| start <= index) - 1;
-        Ok(self.shard(number)?.row(index - self.starts[number]))
+        Ok((self.shard(number)?, index - self.starts[number]))
     }
 
     /// Reads every shard and compares it with the manifest.

@@ -75,14 +75,15 @@ impl ShardWriter {
     /// Adds the tokens of image `index`, which must be [`ShardWriter::next`]. A full shard is written at once.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for another index, a wrong number of codes or a code past the vocabulary; [`Error::Io`].
+    /// [`Error::Invalid`] for another index, or tokens that are not the spec's; [`Error::Io`].
     pub fn push(&mut self, index: usize, row: TokenRow) -> Result<()> {
         self.expect(index)?;
         let spec = &self.manifest.origin.spec;
-        let wrong = row.codes.iter().find(|&&code| code as usize >= spec.vocabulary);
-        if row.codes.len() != spec.length() || wrong.is_some() {
-            let found = wrong.map_or_else(|| format!("{} codes", row.codes.len()), |code| format!("code {code}"));
-            return Err(Error::invalid(&row.key, format!("{found} where the tokens are a {spec}")));
+        if let Some(problem) = row.tokens.misfit(spec) {
+            return Err(Error::invalid(&row.key, format!("{problem}; the tokens are a {spec}")));
+        }
+        if self.rows.first().is_some_and(|first| file::is_certain(first) != file::is_certain(&row)) {
+            return Err(Error::invalid(&row.key, "tokens with and without deviations cannot be in one shard"));
         }
         if row.label.is_some_and(|label| i32::try_from(label).is_err()) {
             return Err(Error::invalid(&row.key, format!("label {:?} is too large", row.label)));

@@ -10,11 +10,14 @@ use burn::module::Module;
 use regex::Regex;
 use serde::Deserialize;
 use smalti_base::{Error, Result, config};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// The rule files of this build, by system.
 const FILES: &[(&str, &str)] = &[
+    ("autoencoder-kl", include_str!("../../../../checkpoints/autoencoder-kl.toml")),
     ("fsq", include_str!("../../../../checkpoints/fsq.toml")),
+    ("mar", include_str!("../../../../checkpoints/mar.toml")),
     ("maskgit", include_str!("../../../../checkpoints/maskgit.toml")),
     ("var", include_str!("../../../../checkpoints/var.toml")),
     ("vq", include_str!("../../../../checkpoints/vq.toml")),
@@ -52,6 +55,8 @@ struct RawRule {
     permute: Option<Vec<usize>>,
     squeeze: Option<usize>,
     merge: Option<usize>,
+    axes: Option<usize>,
+    reverse: Option<usize>,
     split: Option<RawSplit>,
 }
 
@@ -80,6 +85,8 @@ struct Rule {
     rename: Option<String>,
     drop: bool,
     changes: Vec<Change>,
+    /// The group that captures a number to be counted from the other end: the largest such number becomes 0.
+    reverse: Option<usize>,
     /// Axis and the replacements that name the equal pieces.
     split: Option<(usize, Vec<String>)>,
 }
@@ -93,6 +100,8 @@ enum Change {
     Squeeze(usize),
     /// Joins an axis with the next.
     Merge(usize),
+    /// Adds axes of length 1 at the end until there are so many.
+    Axes(usize),
     /// The piece `.1` of `.2` equal ones along an axis.
     Piece(usize, usize, usize),
 }
@@ -132,10 +141,12 @@ impl Rules {
                     raw.permute.map(Change::Permute),
                     raw.squeeze.map(Change::Squeeze),
                     raw.merge.map(Change::Merge),
+                    raw.axes.map(Change::Axes),
                 ]
                 .into_iter()
                 .flatten()
                 .collect(),
+                reverse: raw.reverse,
                 split: raw.split.map(|split| (split.axis, split.into)),
             })
         });
@@ -193,32 +204,46 @@ impl Rules {
                 rule.when.as_ref().is_none_or(found) && !rule.unless.as_ref().is_some_and(found)
             })
             .collect();
+        let whole = |(name, shape): (&String, &Vec<usize>)| {
+            Step { from: name.clone(), shape: shape.clone(), changes: Vec::new() }.named(name)
+        };
+        let mut pieces: Vec<(String, Step)> = shapes.iter().map(whole).collect();
+        for rule in active {
+            let last = pieces.iter().filter_map(|(name, _)| rule.number(name)).map(|(number, _)| number).max();
+            let applied = pieces.into_iter().map(|piece| self.apply(rule, last, piece));
+            pieces = applied.collect::<Result<Vec<_>>>()?.concat();
+        }
         let mut plan = Plan { source, steps: BTreeMap::new(), dropped: Vec::new() };
-        for (name, shape) in &shapes {
-            let mut pieces = vec![Step { from: name.clone(), shape: shape.clone(), changes: Vec::new() }.named(name)];
-            for rule in &active {
-                pieces = pieces.into_iter().map(|piece| self.apply(rule, piece)).collect::<Result<Vec<_>>>()?.concat();
-            }
-            if pieces.is_empty() {
-                plan.dropped.push(name.clone());
-            }
-            for (target, step) in pieces {
-                if let Some(other) = plan.steps.insert(target.clone(), step) {
-                    let problem = format!("both `{}` and `{name}` of {} become `{target}`", other.from, source.place());
-                    return Err(Error::invalid(&self.place, problem));
-                }
+        for (target, step) in pieces {
+            let from = step.from.clone();
+            if let Some(other) = plan.steps.insert(target.clone(), step) {
+                let problem = format!("both `{}` and `{from}` of {} become `{target}`", other.from, source.place());
+                return Err(Error::invalid(&self.place, problem));
             }
         }
+        let used: BTreeSet<&String> = plan.steps.values().map(|step| &step.from).collect();
+        plan.dropped = shapes.keys().filter(|name| !used.contains(name)).cloned().collect();
         Ok(plan)
     }
 
-    /// One rule on one tensor: none, one or several come out.
-    fn apply(&self, rule: &Rule, (name, mut step): (String, Step)) -> Result<Vec<(String, Step)>> {
+    /// One rule on one tensor: none, one or several come out. `last` is the largest number that the rule reverses.
+    fn apply(
+        &self,
+        rule: &Rule,
+        last: Option<usize>,
+        (mut name, mut step): (String, Step),
+    ) -> Result<Vec<(String, Step)>> {
         if !rule.find.is_match(&name) {
             return Ok(vec![(name, step)]);
         }
         if rule.drop {
             return Ok(Vec::new());
+        }
+        if rule.reverse.is_some() {
+            let (Some((number, place)), Some(last)) = (rule.number(&name), last) else {
+                return Err(self.unsuited(&name, rule, "there is no number to reverse"));
+            };
+            name.replace_range(place, &(last - number).to_string());
         }
         for change in &rule.changes {
             step.change(change.clone()).map_err(|problem| self.unsuited(&name, rule, &problem))?;
@@ -241,6 +266,14 @@ impl Rules {
 
     fn unsuited(&self, name: &str, rule: &Rule, problem: &str) -> Error {
         Error::invalid(&self.place, format!("the rule `{}` does not suit tensor `{name}`: {problem}", rule.find))
+    }
+}
+
+impl Rule {
+    /// The number in a name that this rule reverses, and where it is.
+    fn number(&self, name: &str) -> Option<(usize, Range<usize>)> {
+        let group = self.find.captures(name)?.get(self.reverse?)?;
+        Some((group.as_str().parse().ok()?, group.range()))
     }
 }
 
@@ -323,6 +356,12 @@ impl Change {
                 }
                 new[*axis] *= new.remove(axis + 1);
             }
+            Self::Axes(axes) => {
+                if new.len() > *axes {
+                    return Err(format!("{shape:?} has more than {axes} axes"));
+                }
+                new.resize(*axes, 1);
+            }
             Self::Piece(axis, _, pieces) => match shape.get(*axis) {
                 Some(length) if *pieces > 0 && length % pieces == 0 => new[*axis] /= pieces,
                 _ => return Err(format!("axis {axis} of {shape:?} has no {pieces} equal pieces")),
@@ -337,7 +376,7 @@ impl Change {
             return stored;
         };
         let values = match self {
-            Self::Squeeze(_) | Self::Merge(_) => stored.values,
+            Self::Squeeze(_) | Self::Merge(_) | Self::Axes(_) => stored.values,
             Self::Permute(order) => {
                 let index = permuted(&stored.shape, order);
                 gather(&stored.values, &index)
@@ -391,6 +430,9 @@ mod tests {
             ("loss.x".to_string(), tensor(&[1])),
             ("heads/kernel".to_string(), tensor(&[2, 3, 4])),
             ("one".to_string(), tensor(&[1, 5])),
+            ("up.0.w".to_string(), tensor(&[1])),
+            ("up.2.w".to_string(), tensor(&[3, 1])),
+            ("up.1.w".to_string(), tensor(&[2])),
         ])
     }
 
@@ -419,6 +461,14 @@ mod tests {
         find = 'one'
         unless = 'qkv'
         drop = true
+        [[parts.net.rules]]
+        find = '^up\.'
+        rename = 'down.'
+        [[parts.net.rules]]
+        find = '^down\.(\d+)\.'
+        reverse = 1
+        rename = 'level.$1.'
+        axes = 3
     "#;
 
     #[test]
@@ -427,7 +477,10 @@ mod tests {
         let plan = Rules::parse(TEXT, "t.toml", "net").unwrap().plan(&source).unwrap();
         assert_eq!(plan.dropped(), ["loss.x"]);
         let names: Vec<String> = plan.shapes().into_keys().collect();
-        assert_eq!(names, ["heads/kernel", "net.k.w", "net.norm.gamma", "net.q.w", "net.v.w", "one"]);
+        let levels = ["level.0.w", "level.1.w", "level.2.w"];
+        let others = ["net.k.w", "net.norm.gamma", "net.q.w", "net.v.w", "one"];
+        assert_eq!(names, ["heads/kernel"].iter().chain(&levels).chain(&others).copied().collect::<Vec<_>>());
+        assert_eq!(levels.map(|name| plan.read(name).unwrap().shape), [vec![3, 1, 1], vec![2, 1, 1], vec![1, 1, 1]]);
         let k = plan.read("net.k.w").unwrap();
         assert_eq!((k.shape.as_slice(), k.floats().unwrap()), (&[2, 2][..], &[4.0, 6.0, 5.0, 7.0][..]));
         assert_eq!(plan.read("heads/kernel").unwrap().shape, [2, 12]);
@@ -446,6 +499,8 @@ mod tests {
         };
         assert!(rule("find = 'norm'\npermute = [1, 0]").contains("does not suit tensor `net.norm.weight`"));
         assert!(rule("find = 'norm'\nmerge = 0").contains("no axes 0 and 1"));
+        assert!(rule("find = '^one'\naxes = 1").contains("more than 1 axes"));
+        assert!(rule("find = '^(o)ne'\nreverse = 1").contains("no number to reverse"));
         assert!(rule("find = '^one'\nsqueeze = 1").contains("not of length 1"));
         assert!(rule("find = '.*'\nrename = 'x'").contains("become `x`"));
         assert!(rule("find = '('").contains("regex"));

@@ -4,7 +4,7 @@
 //! (arXiv 2406.06525): the condition's tokens come first, and the last of them predicts the first image token.
 
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, check_batch,
+    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, codes_of,
     request::upload,
 };
 use crate::Codes;
@@ -90,14 +90,19 @@ impl GptConfig {
         };
         Ok(Gpt {
             condition: TokenEmbedding::new(self.condition.null() + 1, self.width, init, device),
-            tokens: TokenEmbedding::new(self.tokens.vocabulary, self.width, init, device),
+            tokens: TokenEmbedding::new(self.codes(), self.width, init, device),
             positions: LearnedPositions::new(self.places(), self.width, Init::Zeros, device),
             dropout: DropoutConfig::new(self.dropout).init(),
             blocks: (0..self.depth).map(|_| block.init(device)).collect(),
             norm: TokenNorm::new(self.width, 1e-5, device),
-            head: Dense::without_bias(self.width, self.tokens.vocabulary, init, device),
+            head: Dense::without_bias(self.width, self.codes(), init, device),
             config: self.clone(),
         })
+    }
+
+    /// Number of codes; 0 for tokens that are refused.
+    fn codes(&self) -> usize {
+        self.tokens.vocabulary().unwrap_or_default()
     }
 
     /// Length of the longest input: the last image token is never fed.
@@ -155,7 +160,7 @@ impl Gpt {
     ///
     /// # Errors
     /// [`smalti_base::Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Tensor<2, Int>, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
+    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
         let dropout = (self.config.condition_dropout, stream);
         Ok(self.predict(codes, conditions, Some(dropout))?.loss())
     }
@@ -164,17 +169,17 @@ impl Gpt {
     ///
     /// # Errors
     /// As [`Self::loss`].
-    pub fn predictions(&self, codes: Tensor<2, Int>, conditions: &[Condition]) -> Result<Predictions> {
+    pub fn predictions(&self, codes: Codes, conditions: &[Condition]) -> Result<Predictions> {
         self.predict(codes, conditions, None)
     }
 
     fn predict(
         &self,
-        codes: Tensor<2, Int>,
+        codes: Codes,
         conditions: &[Condition],
         dropout: Option<(f32, &mut Stream)>,
     ) -> Result<Predictions> {
-        check_batch(&codes, conditions, &self.config.tokens)?;
+        let codes = codes_of(codes, conditions, &self.config.tokens)?;
         let condition_ids = self.config.condition.batch(conditions, dropout, &codes.device())?;
         let logits = self.logits(condition_ids, codes.clone()).flatten(0, 1);
         Ok(Predictions { logits, targets: codes.flatten(0, 1), weights: None })
@@ -271,7 +276,7 @@ impl GptGeneration {
         let device = self.device.clone();
         let logits = smalti_kernels::on_pool(&device, || self.predict());
         let mut logits = to_host(logits);
-        let rows = logits.chunks_exact_mut(self.model.config.tokens.vocabulary);
+        let rows = logits.chunks_exact_mut(self.model.config.codes());
         for (image, row) in rows.enumerate() {
             self.codes[image][self.done] = match self.known[image][self.done] {
                 Some(code) => code,

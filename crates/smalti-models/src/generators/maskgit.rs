@@ -6,7 +6,7 @@
 //! which the official model does not have, come first, with a table of their own.
 
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, check_batch,
+    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, codes_of,
     request::upload,
 };
 use crate::Codes;
@@ -144,7 +144,12 @@ impl MaskGitConfig {
     /// Rows of the tied table: image tokens, classes, the mask.
     fn vocabulary(&self) -> usize {
         let classes = if let ConditionConfig::Class { classes } = self.condition { classes } else { 0 };
-        self.tokens.vocabulary + classes + 1
+        self.codes() + classes + 1
+    }
+
+    /// Number of codes; 0 for tokens that are refused.
+    fn codes(&self) -> usize {
+        self.tokens.vocabulary().unwrap_or_default()
     }
 
     /// The id of the mask, the last row of the table.
@@ -190,7 +195,7 @@ impl MaskGit {
             (Some(text), _) => Tensor::cat(vec![text.forward(condition_ids), self.words.forward(ids)], 1),
             (None, ConditionConfig::Class { .. }) => {
                 // The null class is one past the last class: the mask's row.
-                let class_ids = condition_ids + self.config.tokens.vocabulary as i32;
+                let class_ids = condition_ids + self.config.codes() as i32;
                 self.words.forward(Tensor::cat(vec![class_ids, ids], 1))
             }
             _ => self.words.forward(ids),
@@ -218,8 +223,8 @@ impl MaskGit {
     ///
     /// # Errors
     /// [`Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Tensor<2, Int>, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
-        check_batch(&codes, conditions, &self.config.tokens)?;
+    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
+        let codes = codes_of(codes, conditions, &self.config.tokens)?;
         let masks = conditions.iter().map(|_| self.draw_mask(stream.uniform(), stream)).collect::<Vec<_>>();
         let dropout = Some((self.config.condition_dropout, stream));
         let condition_ids = self.config.condition.batch(conditions, dropout, &codes.device())?;
@@ -230,15 +235,10 @@ impl MaskGit {
     ///
     /// # Errors
     /// As [`Self::loss`].
-    pub fn predictions(
-        &self,
-        codes: Tensor<2, Int>,
-        conditions: &[Condition],
-        first_image: u64,
-    ) -> Result<Predictions> {
+    pub fn predictions(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<Predictions> {
         // Multiples of the golden ratio cover 0..1 evenly, however many images there are.
         const GOLDEN: f64 = 0.618_033_988_749_894_9;
-        check_batch(&codes, conditions, &self.config.tokens)?;
+        let codes = codes_of(codes, conditions, &self.config.tokens)?;
         let masks = (first_image..).zip(conditions).map(|(image, _)| {
             let progress = ((image + 1) as f64 * GOLDEN).fract() as f32;
             self.draw_mask(progress, &mut Rng::new(0).stream(image, 0))
@@ -379,7 +379,7 @@ impl MaskGitGeneration {
         }
         let features = self.model.features(self.condition_rows.clone(), upload(&rows, &self.device));
         let features = features.narrow(1, config.prefix(), config.tokens.length());
-        let mut logits = self.model.logits(features, config.tokens.vocabulary);
+        let mut logits = self.model.logits(features, config.codes());
         if self.sampling.is_guided() {
             logits = guide(logits, self.sampling.guidance_at(step, self.steps));
         }
@@ -388,7 +388,7 @@ impl MaskGitGeneration {
 
     /// Fills in the masked tokens of one image and masks again those that were drawn with the least confidence.
     fn decide(&mut self, image: usize, step: usize, logits: &[f32]) {
-        let vocabulary = self.model.config.tokens.vocabulary;
+        let vocabulary = self.model.config.codes();
         let progress = (step + 1) as f32 / self.steps as f32;
         let noise = self.sampling.choice_temperature * (1.0 - progress);
         let mut confidence = vec![f32::INFINITY; self.kept[image].len()];

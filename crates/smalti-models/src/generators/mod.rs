@@ -1,16 +1,24 @@
 //! Generators: condition to [`Codes`], one decoding step at a time.
 
+pub mod causal_mar;
 pub mod condition;
+pub mod denoiser;
+pub mod diffusion;
 pub mod gpt;
+pub mod mar;
 pub mod maskgit;
 pub mod request;
 pub mod var;
+mod vectors;
 
+pub use causal_mar::{CausalMar, CausalMarConfig};
 pub use condition::ConditionConfig;
 pub use gpt::{Gpt, GptConfig};
+pub use mar::{Mar, MarConfig};
 pub use maskgit::{MaskGit, MaskGitConfig};
 pub use request::{ImageRequest, Known, Request};
 pub use var::{Var, VarConfig};
+pub use vectors::{ConditionVectors, StackConfig};
 
 use crate::Codes;
 use crate::quantizers::QuantizerModel;
@@ -62,9 +70,10 @@ pub trait Generation {
 pub struct GeneratorLoss {
     /// What training makes small, one element.
     pub loss: Tensor<1>,
-    /// Mean cross-entropy of the predicted tokens without label smoothing, one element without gradient. A mean over images:
-    /// weight batches by their size. Divided by ln 2 it is bits per token.
-    pub nats_per_token: Tensor<1>,
+    /// Mean cross-entropy of the predicted tokens without label smoothing, one element without gradient; none if the
+    /// generator gives no probabilities. Divided by ln 2 it is bits per token. This and a validation loss are means over
+    /// images: weight batches by their size.
+    pub nats_per_token: Option<Tensor<1>>,
 }
 
 /// What a generator says of the tokens of a batch.
@@ -96,7 +105,7 @@ impl Predictions {
             true => loss.clone(),
             false => Self { logits: self.logits.clone().detach(), ..self.clone() }.cross_entropy(0.0),
         };
-        GeneratorLoss { loss, nats_per_token: plain.detach() }
+        GeneratorLoss { loss, nats_per_token: Some(plain.detach()) }
     }
 }
 
@@ -109,6 +118,10 @@ pub enum GeneratorConfig {
     /// Masked parallel decoding.
     #[serde(rename = "maskgit")]
     MaskGit(MaskGitConfig),
+    /// Masked prediction of vectors with a diffusion loss.
+    Mar(MarConfig),
+    /// The same, one token after the other.
+    CausalMar(CausalMarConfig),
     /// A token map at each step, coarse to fine.
     Var(VarConfig),
 }
@@ -123,6 +136,8 @@ impl GeneratorConfig {
         match self {
             Self::Gpt(config) => Ok(GeneratorModel::Gpt(config.init(device)?)),
             Self::MaskGit(config) => Ok(GeneratorModel::MaskGit(config.init(device)?)),
+            Self::Mar(config) => Ok(GeneratorModel::Mar(config.init(device)?)),
+            Self::CausalMar(config) => Ok(GeneratorModel::CausalMar(config.init(device)?)),
             Self::Var(config) => Ok(GeneratorModel::Var(config.init(device)?)),
         }
     }
@@ -132,6 +147,8 @@ impl GeneratorConfig {
         match self {
             Self::Gpt(config) => &config.tokens,
             Self::MaskGit(config) => &config.tokens,
+            Self::Mar(config) => &config.tokens,
+            Self::CausalMar(config) => &config.tokens,
             Self::Var(config) => &config.tokens,
         }
     }
@@ -141,6 +158,8 @@ impl GeneratorConfig {
         match self {
             Self::Gpt(config) => &config.condition,
             Self::MaskGit(config) => &config.condition,
+            Self::Mar(config) => &config.condition,
+            Self::CausalMar(config) => &config.condition,
             Self::Var(config) => &config.condition,
         }
     }
@@ -154,6 +173,10 @@ pub enum GeneratorModel {
     Gpt(Gpt),
     /// Masked parallel decoding.
     MaskGit(MaskGit),
+    /// Masked prediction of vectors with a diffusion loss.
+    Mar(Mar),
+    /// The same, one token after the other.
+    CausalMar(CausalMar),
     /// A token map at each step, coarse to fine.
     Var(Var),
 }
@@ -164,9 +187,9 @@ impl GeneratorModel {
     ///
     /// # Errors
     /// [`Error::Mismatch`] if the codes of a fitting quantizer mean something else.
-    pub fn adopt(self, quantizer: &QuantizerModel) -> Result<Self> {
+    pub fn adopt(self, quantizer: Option<&QuantizerModel>) -> Result<Self> {
         match (self, quantizer) {
-            (Self::Var(model), QuantizerModel::MultiScale(quantizer)) => Ok(Self::Var(model.adopt(quantizer)?)),
+            (Self::Var(model), Some(QuantizerModel::MultiScale(quantizer))) => Ok(Self::Var(model.adopt(quantizer)?)),
             (Self::Var(_), _) => Err(Error::unsupported(
                 "var over the tokens of another quantizer than multi_scale",
                 "train a tokenizer with `kind = \"multi_scale\"`",
@@ -178,15 +201,14 @@ impl GeneratorModel {
     /// The training loss of a batch. Dropped conditions and masks are drawn from `stream`, on the host; dropout inside the
     /// network uses the device's generator, and acts only on an autodiff device.
     ///
-    /// # Shapes
-    /// `codes [b, length]`, one condition for each.
-    ///
     /// # Errors
-    /// [`Error::Invalid`] if shapes differ from the spec's or a condition does not fit.
-    pub fn loss(&self, codes: Tensor<2, Int>, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
+    /// [`Error::Invalid`] if the codes are not the spec's, or there is not one fitting condition for each image.
+    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
         match self {
             Self::Gpt(model) => model.loss(codes, conditions, stream),
             Self::MaskGit(model) => model.loss(codes, conditions, stream),
+            Self::Mar(model) => model.loss(codes, conditions, stream),
+            Self::CausalMar(model) => model.loss(codes, conditions, stream),
             Self::Var(model) => model.loss(codes, conditions, stream),
         }
     }
@@ -194,39 +216,33 @@ impl GeneratorModel {
     /// The deterministic loss of validation images: no condition is dropped, no label is smoothed. `first_image` is the
     /// batch's place in the data set, so that the result does not depend on the batch size. Call it on `model.valid()`.
     ///
-    /// For [`Gpt`] and [`Var`] it is the exact negative log-likelihood. For [`MaskGit`] it is the cross-entropy of the masked tokens,
-    /// image `i` masked at progress `frac(i / golden ratio)` of the schedule in places drawn from seed 0 and `i`.
-    ///
-    /// # Shapes
-    /// `codes [b, length]`, one condition for each.
+    /// For [`Gpt`] and [`Var`] it is the exact negative log-likelihood. For [`MaskGit`] it is the cross-entropy of the masked
+    /// tokens, image `i` masked at progress `frac(i / golden ratio)` of the schedule in places drawn from seed 0 and `i`. For
+    /// [`Mar`] and [`CausalMar`] it is the diffusion loss with noise drawn from seed 0 and `i`.
     ///
     /// # Errors
     /// As [`Self::loss`].
-    pub fn validation_loss(
-        &self,
-        codes: Tensor<2, Int>,
-        conditions: &[Condition],
-        first_image: u64,
-    ) -> Result<GeneratorLoss> {
-        Ok(self.predictions(codes, conditions, first_image)?.loss())
+    pub fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
+        match self {
+            Self::Gpt(_) | Self::MaskGit(_) | Self::Var(_) => {
+                Ok(self.predictions(codes, conditions, first_image)?.loss())
+            }
+            Self::Mar(model) => model.validation_loss(codes, conditions, first_image),
+            Self::CausalMar(model) => model.validation_loss(codes, conditions, first_image),
+        }
     }
 
     /// What the deterministic loss is made from; see [`Self::validation_loss`].
     ///
-    /// # Shapes
-    /// `codes [b, length]`, one condition for each.
-    ///
     /// # Errors
-    /// As [`Self::loss`].
-    pub fn predictions(
-        &self,
-        codes: Tensor<2, Int>,
-        conditions: &[Condition],
-        first_image: u64,
-    ) -> Result<Predictions> {
+    /// As [`Self::loss`], and [`Error::Unsupported`] by a generator that gives no probabilities.
+    pub fn predictions(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<Predictions> {
         match self {
             Self::Gpt(model) => model.predictions(codes, conditions),
             Self::MaskGit(model) => model.predictions(codes, conditions, first_image),
+            Self::Mar(_) | Self::CausalMar(_) => {
+                Err(Error::unsupported("probabilities of tokens that are vectors", "compare validation losses instead"))
+            }
             Self::Var(model) => model.predictions(codes, conditions),
         }
     }
@@ -236,6 +252,8 @@ impl GeneratorModel {
         match self {
             Self::Gpt(model) => GeneratorConfig::Gpt(model.config.clone()),
             Self::MaskGit(model) => GeneratorConfig::MaskGit(model.config.clone()),
+            Self::Mar(model) => GeneratorConfig::Mar(model.config.clone()),
+            Self::CausalMar(model) => GeneratorConfig::CausalMar(model.config.clone()),
             Self::Var(model) => GeneratorConfig::Var(model.config.clone()),
         }
     }
@@ -246,6 +264,8 @@ impl Pack for GeneratorModel {
         match self {
             Self::Gpt(model) => model.dense_layers(),
             Self::MaskGit(model) => model.dense_layers(),
+            Self::Mar(model) => model.dense_layers(),
+            Self::CausalMar(model) => model.dense_layers(),
             Self::Var(model) => model.dense_layers(),
         }
     }
@@ -256,6 +276,8 @@ impl Generator for GeneratorModel {
         match self {
             Self::Gpt(model) => model.spec(),
             Self::MaskGit(model) => model.spec(),
+            Self::Mar(model) => model.spec(),
+            Self::CausalMar(model) => model.spec(),
             Self::Var(model) => model.spec(),
         }
     }
@@ -267,6 +289,8 @@ impl Generator for GeneratorModel {
         match self {
             Self::Gpt(model) => Generator::start(model, request),
             Self::MaskGit(model) => Generator::start(model, request),
+            Self::Mar(model) => Generator::start(model, request),
+            Self::CausalMar(model) => Generator::start(model, request),
             Self::Var(model) => Generator::start(model, request),
         }
     }
@@ -301,7 +325,13 @@ impl Size<'_> {
             let hint = format!("its tokens must be {expected}");
             return Err(Error::unsupported(format!("a {} by {}", self.tokens.layout, self.place), hint));
         }
-        if self.tokens.length() == 0 || self.tokens.vocabulary == 0 {
+        let Some(vocabulary) = self.tokens.vocabulary() else {
+            return Err(Error::unsupported(
+                format!("{} by {}", self.tokens.kind, self.place),
+                "its tokens must be codes: use `mar` for vectors",
+            ));
+        };
+        if self.tokens.length() == 0 || vocabulary == 0 {
             return refuse(format!("no tokens to predict in {}", self.tokens));
         }
         if [self.width, self.depth, self.heads, self.mlp_ratio].contains(&0) {
@@ -320,9 +350,14 @@ impl Size<'_> {
     }
 }
 
+/// The codes of a batch.
+///
 /// # Errors
 /// [`Error::Invalid`] unless there is one condition and one full row of codes for each image.
-fn check_batch(codes: &Tensor<2, Int>, conditions: &[Condition], tokens: &TokenSpec) -> Result<()> {
+fn codes_of(codes: Codes, conditions: &[Condition], tokens: &TokenSpec) -> Result<Tensor<2, Int>> {
+    let Codes::Discrete(codes) = codes else {
+        return Err(Error::invalid("generator batch", format!("vectors where the tokens are {}", tokens.kind)));
+    };
     let [b, length] = codes.dims();
     if b == 0 || b != conditions.len() || length != tokens.length() {
         let problem = format!(
@@ -332,5 +367,24 @@ fn check_batch(codes: &Tensor<2, Int>, conditions: &[Condition], tokens: &TokenS
         );
         return Err(Error::invalid("generator batch", problem));
     }
-    Ok(())
+    Ok(codes)
+}
+
+/// The vectors of a batch.
+///
+/// # Errors
+/// [`Error::Invalid`] unless there is one condition and one full row of vectors for each image.
+fn vectors_of(codes: Codes, conditions: &[Condition], tokens: &TokenSpec) -> Result<Tensor<3>> {
+    let Codes::Continuous(vectors) = codes else {
+        return Err(Error::invalid("generator batch", format!("codes where the tokens are {}", tokens.kind)));
+    };
+    let found = vectors.dims();
+    let expected = [conditions.len(), tokens.length(), tokens.channels().unwrap_or_default()];
+    match found == expected && found[0] > 0 {
+        true => Ok(vectors),
+        false => {
+            let problem = format!("vectors {found:?} and {} conditions; expected {expected:?}", conditions.len());
+            Err(Error::invalid("generator batch", problem))
+        }
+    }
 }

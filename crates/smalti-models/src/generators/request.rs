@@ -3,14 +3,14 @@
 use super::{Condition, ConditionConfig};
 use crate::sampling::Sampling;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use smalti_base::{Error, Layout, Result, TokenSpec};
+use smalti_base::{Error, Layout, Result, TokenKind, TokenSpec, Tokens};
 use smalti_nn::Interpolation;
 
 /// Tokens that must be kept. Inpainting, outpainting and prefixes are all "some tokens are known".
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Known {
-    /// A token for each place of the layout; those that are not kept are not looked at.
-    pub codes: Vec<u32>,
+    /// A token for each place of the layout; codes that are not kept are not looked at.
+    pub tokens: Tokens,
     /// True where the token is kept.
     pub keep: Vec<bool>,
 }
@@ -63,7 +63,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Checks everything, and returns the kept tokens of each image, `None` where one is to be made.
+    /// Checks everything, and returns the kept codes of each image, `None` where one is to be made.
     ///
     /// # Errors
     /// [`Error::Invalid`] for no images, sampling settings out of range, conditions of another kind or out of range, known
@@ -75,6 +75,45 @@ impl Request {
         condition: &ConditionConfig,
         condition_dropout: f32,
     ) -> Result<Vec<Vec<Option<u32>>>> {
+        self.check_all(tokens, condition, condition_dropout)?;
+        let known = |image: &ImageRequest| match image.known.as_ref().map(|known| (&known.tokens, &known.keep)) {
+            Some((Tokens::Discrete(codes), keep)) => {
+                codes.iter().zip(keep).map(|(code, keep)| keep.then_some(*code)).collect()
+            }
+            _ => vec![None; tokens.length()],
+        };
+        Ok(self.images.iter().map(known).collect())
+    }
+
+    /// Checks everything, and returns the kept vectors of each image, `None` where one is to be made.
+    ///
+    /// # Errors
+    /// As [`Self::check`], and [`Error::Unsupported`] for settings that need probabilities of codes.
+    pub(super) fn check_vectors(
+        &self,
+        tokens: &TokenSpec,
+        condition: &ConditionConfig,
+        condition_dropout: f32,
+    ) -> Result<Vec<Vec<Option<Vec<f32>>>>> {
+        self.check_all(tokens, condition, condition_dropout)?;
+        let unsuited = [("top_k", self.sampling.top_k.is_some()), ("top_p", self.sampling.top_p.is_some())];
+        if let Some((name, _)) = unsuited.into_iter().find(|(_, given)| *given) {
+            return Err(Error::unsupported(
+                format!("{name} with tokens that are vectors"),
+                "they have no probabilities to cut: leave it away",
+            ));
+        }
+        let channels = tokens.channels().unwrap_or(1).max(1);
+        let known = |image: &ImageRequest| match image.known.as_ref().map(|known| (&known.tokens, &known.keep)) {
+            Some((Tokens::Continuous(values), keep)) => {
+                values.chunks_exact(channels).zip(keep).map(|(token, keep)| keep.then(|| token.to_vec())).collect()
+            }
+            _ => vec![None; tokens.length()],
+        };
+        Ok(self.images.iter().map(known).collect())
+    }
+
+    fn check_all(&self, tokens: &TokenSpec, condition: &ConditionConfig, condition_dropout: f32) -> Result<()> {
         if self.images.is_empty() {
             return Err(Error::invalid("request", "no images; expected at least 1"));
         }
@@ -85,13 +124,13 @@ impl Request {
                 "use guidance 1, or train it with a condition and `condition_dropout` above 0",
             ));
         }
-        self.images
-            .iter()
-            .map(|image| {
-                condition.ids(&image.condition)?;
-                known(image.known.as_ref(), tokens)
-            })
-            .collect()
+        for image in &self.images {
+            condition.ids(&image.condition)?;
+            if let Some(known) = &image.known {
+                known.check(tokens)?;
+            }
+        }
+        Ok(())
     }
 
     /// The conditions' ids, and with guidance below them as many rows of null ids, `[n or 2 n, length]`.
@@ -107,23 +146,32 @@ impl Request {
     }
 }
 
-fn known(known: Option<&Known>, tokens: &TokenSpec) -> Result<Vec<Option<u32>>> {
-    let length = tokens.length();
-    let Some(known) = known else {
-        return Ok(vec![None; length]);
-    };
-    if known.codes.len() != length || known.keep.len() != length {
-        let problem = format!(
-            "{} codes and {} marks for {length} places; expected one of each for each place",
-            known.codes.len(),
-            known.keep.len()
-        );
-        return Err(Error::invalid("known tokens", problem));
-    }
-    let kept = known.codes.iter().zip(&known.keep).map(|(code, keep)| keep.then_some(*code)).collect::<Vec<_>>();
-    match kept.iter().flatten().find(|code| **code as usize >= tokens.vocabulary) {
-        Some(code) => Err(Error::invalid("known tokens", format!("{code} is not in 0..{}", tokens.vocabulary))),
-        None => Ok(kept),
+impl Known {
+    /// # Errors
+    /// [`Error::Invalid`] for another number of tokens or marks, tokens of another kind, or kept ones out of range.
+    fn check(&self, spec: &TokenSpec) -> Result<()> {
+        let refuse = |problem: String| Err(Error::invalid("known tokens", problem));
+        let (length, marks) = (spec.length(), self.keep.len());
+        let problem = |count: usize| {
+            format!("{count} tokens and {marks} marks for {length} places; expected one of each for each place")
+        };
+        match (&self.tokens, spec.kind) {
+            (Tokens::Discrete(codes), TokenKind::Discrete { vocabulary }) => {
+                if codes.len() != length || marks != length {
+                    return refuse(problem(codes.len()));
+                }
+                let kept = codes.iter().zip(&self.keep).filter(|(_, keep)| **keep);
+                match kept.map(|(code, _)| code).find(|code| **code as usize >= vocabulary) {
+                    Some(code) => refuse(format!("{code} is not in 0..{vocabulary}")),
+                    None => Ok(()),
+                }
+            }
+            _ if marks != length => refuse(problem(length)),
+            (tokens, _) => match tokens.misfit(spec) {
+                Some(problem) => refuse(problem),
+                None => Ok(()),
+            },
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! The condition scales and shifts every layer (adaptive layer norm, arXiv 2212.09748).
 
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, check_batch,
+    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, codes_of,
     request::upload,
 };
 use crate::Codes;
@@ -116,7 +116,7 @@ impl VarConfig {
             shared: self.shared_modulation.then(|| dense(PARTS * d, 1.0)),
             blocks: (0..self.depth).map(|i| self.block(i, device)).collect(),
             head_modulation: dense(2 * d, 0.5),
-            head: dense(self.tokens.vocabulary, 0.02),
+            head: dense(self.codes(), 0.02),
             quantize: quantizer.no_grad(),
             config: self.clone(),
         })
@@ -151,6 +151,7 @@ impl VarConfig {
                 expand: Dense::new(d, hidden, Init::Normal(std), device),
                 contract: Dense::new(hidden, d, last, device),
                 activation: Activation::GeluTanh,
+                dropout: DropoutConfig::new(0.0).init(),
             },
             drop_path: DropoutConfig::new(drop_path).init(),
             epsilon: self.norm_epsilon,
@@ -186,6 +187,11 @@ impl VarConfig {
         .validate()
     }
 
+    /// Number of codes; 0 for tokens that are refused.
+    fn codes(&self) -> usize {
+        self.tokens.vocabulary().unwrap_or_default()
+    }
+
     fn levels(&self) -> Result<&[(usize, usize)]> {
         match &self.tokens.layout {
             Layout::Pyramid { levels } if !levels.is_empty() => Ok(levels),
@@ -197,7 +203,7 @@ impl VarConfig {
     fn quantizer(&self) -> Result<MultiScaleConfig> {
         Ok(MultiScaleConfig {
             levels: self.levels()?.to_vec(),
-            table: VqConfig::new(self.tokens.vocabulary, self.channels),
+            table: VqConfig::new(self.codes(), self.channels),
             refinement: self.refinement,
         })
     }
@@ -408,7 +414,7 @@ impl Var {
     ///
     /// # Errors
     /// [`Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Tensor<2, Int>, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
+    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
         let predictions = self.conditioned(codes, conditions, Some((self.config.condition_dropout, stream)))?;
         Ok(predictions.smoothed_loss(self.config.label_smoothing))
     }
@@ -417,17 +423,17 @@ impl Var {
     ///
     /// # Errors
     /// As [`Self::loss`].
-    pub fn predictions(&self, codes: Tensor<2, Int>, conditions: &[Condition]) -> Result<Predictions> {
+    pub fn predictions(&self, codes: Codes, conditions: &[Condition]) -> Result<Predictions> {
         self.conditioned(codes, conditions, None)
     }
 
     fn conditioned(
         &self,
-        codes: Tensor<2, Int>,
+        codes: Codes,
         conditions: &[Condition],
         dropout: Option<(f32, &mut Stream)>,
     ) -> Result<Predictions> {
-        check_batch(&codes, conditions, &self.config.tokens)?;
+        let codes = codes_of(codes, conditions, &self.config.tokens)?;
         let condition_ids = self.config.condition.batch(conditions, dropout, &codes.device())?;
         let logits = self.logits(condition_ids, codes.clone()).flatten(0, 1);
         Ok(Predictions { logits, targets: codes.flatten(0, 1), weights: None })
@@ -578,7 +584,7 @@ impl VarGeneration {
             }
         } else {
             let mut logits = to_host(self.logits());
-            let vocabulary = self.model.config.tokens.vocabulary;
+            let vocabulary = self.model.config.codes();
             for (i, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
                 let (image, place) = (i / places.len(), self.first + i % places.len());
                 self.decide_one(image, place, row);

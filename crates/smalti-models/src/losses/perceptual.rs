@@ -81,6 +81,7 @@ pub struct Perceptual {
 enum Network {
     Lpips { trunk: Vgg16, heads: Vec<Tensor<4>> },
     MobileNet(Box<MobileNetV2>),
+    Given(Box<Tensor<1>>),
 }
 
 impl Perceptual {
@@ -125,6 +126,12 @@ impl Perceptual {
         Ok(Self::with(Network::MobileNet(Box::new(network)), device))
     }
 
+    /// Given distances `[b]`, whatever the images: stands in for a network where a loss is compared with a reference.
+    pub fn given(distances_b: Tensor<1>) -> Self {
+        let device = distances_b.device();
+        Self::with(Network::Given(Box::new(distances_b)), &device)
+    }
+
     fn with(network: Network, device: &Device) -> Self {
         let per_channel = |values: [f32; 3]| Tensor::<1>::from_floats(values, device).reshape([1, 3, 1, 1]);
         Self { network, shift: per_channel(SHIFT), scale: per_channel(SCALE) }
@@ -134,7 +141,7 @@ impl Perceptual {
     pub fn smallest_image(&self) -> usize {
         match self.network {
             Network::Lpips { .. } => vgg16::SMALLEST_IMAGE,
-            Network::MobileNet(_) => 1,
+            Network::MobileNet(_) | Network::Given(_) => 1,
         }
     }
 
@@ -144,18 +151,22 @@ impl Perceptual {
         match &self.network {
             Network::Lpips { trunk, .. } => trunk.features(x),
             Network::MobileNet(network) => network.features(x, &MOBILENET_TAPS),
+            Network::Given(_) => Vec::new(),
         }
     }
 
     /// What each feature map adds to the distance: `[b]` each, for images `[b, 3, h, w]` in -1..1.
     pub fn layers(&self, a_bchw: Tensor<4>, b_bchw: Tensor<4>) -> Vec<Tensor<1>> {
+        if let Network::Given(distances) = &self.network {
+            return vec![Tensor::clone(distances)];
+        }
         let pairs = self.features(a_bchw).into_iter().zip(self.features(b_bchw));
         let terms = pairs.enumerate().map(|(level, (a, b))| {
             let [batch, ..] = a.dims();
             let difference = (unit(a) - unit(b)).square();
             let weighted = match &self.network {
                 Network::Lpips { heads, .. } => difference * heads[level].clone(),
-                Network::MobileNet(_) => difference,
+                Network::MobileNet(_) | Network::Given(_) => difference,
             };
             weighted.sum_dim(1).reshape([batch as i32, -1]).mean_dim(1).reshape([batch])
         });

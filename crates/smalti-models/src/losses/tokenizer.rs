@@ -7,8 +7,8 @@
 use super::adversarial::{adaptive_weight, generator_loss};
 use super::reconstruction::{l1, l2};
 use super::{AdversarialConfig, Perceptual, PerceptualConfig};
-use crate::quantizers::{Quantizer, Stats};
-use crate::tokenizers::TokenizerModel;
+use crate::quantizers::Stats;
+use crate::tokenizers::{BottleneckLoss, TokenizerModel};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
@@ -38,7 +38,42 @@ pub struct TokenizerLossConfig {
     /// Weight of the quantizer's own loss.
     #[serde(default = "one")]
     pub codebook_weight: f64,
+    /// Weight of a KL autoencoder's divergence, which is summed over an image's latents; 1e-6 if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_weight: Option<f64>,
+    /// Makes a likelihood of the reconstruction terms; without it they are means over an image's values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub likelihood: Option<LikelihoodConfig>,
 }
+
+/// Reconstruction terms as a negative log-likelihood, summed over an image's values: `terms / exp(s) + s` at each of them
+/// (latent-diffusion). The adaptive adversarial weight grows with it, and a KL weight means what it means there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LikelihoodConfig {
+    /// The fixed `s`.
+    #[serde(default)]
+    pub log_variance: f64,
+}
+
+impl Default for TokenizerLossConfig {
+    /// No reconstruction term yet, the others at their usual weights.
+    fn default() -> Self {
+        Self {
+            l1: 0.0,
+            l2: 0.0,
+            perceptual: None,
+            perceptual_weight: 1.0,
+            adversarial: None,
+            codebook_weight: 1.0,
+            kl_weight: None,
+            likelihood: None,
+        }
+    }
+}
+
+/// The usual weight of the divergence.
+const KL_WEIGHT: f64 = 1e-6;
 
 fn one() -> f64 {
     1.0
@@ -56,11 +91,17 @@ impl TokenizerLossConfig {
             ("l2", self.l2),
             ("perceptual_weight", self.perceptual_weight),
             ("codebook_weight", self.codebook_weight),
+            ("kl_weight", self.kl_weight.unwrap_or(KL_WEIGHT)),
         ];
         for (key, weight) in weights {
             if !weight.is_finite() || weight < 0.0 {
                 return Err(Error::invalid("loss", format!("{key} must be at least 0, but is {weight}")));
             }
+        }
+        if let Some(LikelihoodConfig { log_variance }) = self.likelihood
+            && !log_variance.is_finite()
+        {
+            return Err(Error::invalid("loss: likelihood", format!("log_variance {log_variance} is not a number")));
         }
         let perceptual = match (&self.perceptual, self.perceptual_weight > 0.0) {
             (Some(config), true) => Some(config.init(device)?),
@@ -101,10 +142,10 @@ pub struct TokenizerStep {
     pub critic_gradients: Option<GradientsParams>,
     /// Named values of the terms, tensors of one element on the device; `loss` is the weighted sum.
     pub terms: Vec<(&'static str, Tensor<1>)>,
-    /// What the quantizer's update needs.
-    pub stats: Stats,
-    /// Codes `[b, length]`.
-    pub codes: Tensor<2, Int>,
+    /// What the quantizer's update needs, if there is one.
+    pub stats: Option<Stats>,
+    /// Codes `[b, length]`, if tokens are codes.
+    pub codes: Option<Tensor<2, Int>>,
     /// The reconstruction `[b, 3, h, w]`, not clamped.
     pub reconstruction: Tensor<4>,
 }
@@ -145,11 +186,27 @@ impl TokenizerLoss {
         images_bchw: Tensor<4>,
         step: u64,
     ) -> TokenizerStep {
+        self.step_with(model, critic, images_bchw, step, None)
+    }
+
+    /// [`Self::step`] with the noise of latents that are drawn; see [`TokenizerModel::bottleneck`].
+    pub fn step_with(
+        &self,
+        model: &TokenizerModel,
+        critic: Option<&PatchGan>,
+        images_bchw: Tensor<4>,
+        step: u64,
+        noise_bchw: Option<Tensor<4>>,
+    ) -> TokenizerStep {
         let images = images_bchw.inner();
-        let quantized = model.quantizer().train_forward(model.latents(images.clone()));
-        let features = model.features(quantized.latents_bchw);
+        let bottleneck = model.bottleneck(model.latents(images.clone()), noise_bchw);
+        let features = model.features(bottleneck.latents_bchw);
         let rec = model.to_pixels(features.clone());
-        let codebook = quantized.loss.map(|loss| loss * self.config.codebook_weight);
+        let own = match bottleneck.loss {
+            BottleneckLoss::None => None,
+            BottleneckLoss::Codebook(loss) => Some(("codebook", loss, self.config.codebook_weight)),
+            BottleneckLoss::Divergence(loss) => Some(("kl", loss, self.config.kl_weight.unwrap_or(KL_WEIGHT))),
+        };
         let adversary = critic.zip(self.config.adversarial.as_ref().filter(|config| config.active(step)));
 
         let (objective, mut terms) = match adversary {
@@ -159,17 +216,23 @@ impl TokenizerLoss {
             }
             Some((critic, config)) => self.adversarial(model, critic, config, &images, features, rec.clone()),
         };
-        let total = match codebook.clone() {
-            Some(codebook) => objective + codebook,
+        let total = match &own {
+            Some((_, loss, weight)) => objective + loss.clone() * *weight,
             None => objective,
         };
-        let gradients = GradientsParams::from_grads(total.backward(), model);
-        if let Some(codebook) = codebook.map(Tensor::inner) {
+        // A tokenizer without weights has no gradients.
+        let gradients = match total.is_tracked() {
+            true => GradientsParams::from_grads(total.backward(), model),
+            false => GradientsParams::new(),
+        };
+        if let Some((name, value, weight)) = own {
+            let value = value.inner();
             let loss = terms.iter_mut().find(|(name, _)| *name == "loss");
             if let Some((_, loss)) = loss {
-                *loss = loss.clone() + codebook.clone();
+                *loss = loss.clone() + value.clone() * weight;
             }
-            terms.push(("codebook", codebook));
+            // The codebook's term is logged with its weight, as it always was; the divergence as it is.
+            terms.push((name, if name == "codebook" { value * weight } else { value }));
         }
         let rec = rec.inner();
         let critic_gradients = adversary.map(|(critic, config)| {
@@ -182,8 +245,8 @@ impl TokenizerLoss {
             gradients,
             critic_gradients,
             terms,
-            stats: quantized.stats,
-            codes: quantized.codes,
+            stats: bottleneck.stats,
+            codes: bottleneck.codes,
             reconstruction: rec,
         }
     }
@@ -210,7 +273,12 @@ impl TokenizerLoss {
         }
         let mut terms: Vec<_> = weighted.iter().map(|(name, _, value)| (*name, value.clone().inner())).collect();
         let sum = weighted.into_iter().map(|(_, weight, value)| value * weight).reduce(|a, b| a + b);
-        let total = sum.unwrap_or_else(|| Tensor::zeros([1], &rec.device()));
+        let mut total = sum.unwrap_or_else(|| Tensor::zeros([1], &rec.device()));
+        if let Some(LikelihoodConfig { log_variance }) = self.config.likelihood {
+            let [_, c, h, w] = rec.dims();
+            let values = (c * h * w) as f64;
+            total = total * (values * (-log_variance).exp()) + values * log_variance;
+        }
         terms.insert(0, ("loss", total.clone().inner()));
         Reconstruction { total, terms }
     }
@@ -227,7 +295,8 @@ impl TokenizerLoss {
     ) -> (Tensor<1>, Vec<(&'static str, Tensor<1>)>) {
         // A snapshot with plain weights: the generator's term neither gives gradients to the critic nor moves its statistics.
         let critic = critic.valid();
-        if !config.adaptive {
+        let last_weight = model.last_weight().filter(|_| config.adaptive);
+        let Some(last_weight) = last_weight else {
             let nll = self.reconstruction(images.clone(), rec.clone());
             let generator = generator_loss(critic.forward(rec));
             let mut terms = nll.terms;
@@ -235,7 +304,7 @@ impl TokenizerLoss {
             let objective = nll.total + generator * config.weight;
             terms[0] = ("loss", objective.clone().inner());
             return (objective, terms);
-        }
+        };
         let (nll_leaf, generator_leaf) = (leaf(&rec), leaf(&rec));
         let nll = self.reconstruction(images.clone(), nll_leaf.clone());
         let generator = generator_loss(critic.forward(generator_leaf.clone()));
@@ -245,7 +314,7 @@ impl TokenizerLoss {
         let features = features.inner();
         let at_last = |upstream: &Tensor<4>| {
             let pixels = model.to_pixels(features.clone()) * upstream.clone();
-            gradient(&pixels.sum(), &model.last_weight())
+            gradient(&pixels.sum(), &last_weight)
         };
         let weight = adaptive_weight(at_last(&from_nll), at_last(&from_generator)) * config.weight;
 

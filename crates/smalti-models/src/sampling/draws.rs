@@ -45,3 +45,27 @@ impl Draws for Seeded {
         (0..codes).map(|_| stream.gumbel()).collect()
     }
 }
+
+/// The random draws of a generation whose tokens are vectors, by image of the batch, decoding step and place.
+pub trait VectorDraws: Send {
+    /// An order of the `n` places of an image.
+    fn order(&mut self, image: usize, n: usize) -> Vec<usize>;
+    /// Standard normal noise for the vector in a place: at moment 0 where its diffusion begins, then at 1, 2, ... for each
+    /// reverse step.
+    fn noise(&mut self, image: usize, step: usize, place: usize, moment: usize, values: &mut [f32]);
+}
+
+/// Keeps the streams of orders and of noise apart from the others, and those of moments from each other.
+const ORDER: u64 = 2 << 32;
+const NOISE: u64 = 3 << 32;
+
+impl VectorDraws for Seeded {
+    fn order(&mut self, image: usize, n: usize) -> Vec<usize> {
+        self.images[image].stream(ORDER, 0).permutation(n)
+    }
+
+    fn noise(&mut self, image: usize, step: usize, place: usize, moment: usize, values: &mut [f32]) {
+        let mut stream = self.images[image].stream(NOISE + ((moment as u64) << 32) + place as u64, step as u64);
+        values.iter_mut().for_each(|value| *value = stream.normal());
+    }
+}

@@ -4,10 +4,11 @@ mod draws;
 mod filter;
 mod schedule;
 
-pub use draws::{Draws, Seeded};
+pub use draws::{Draws, Seeded, VectorDraws};
 pub use filter::{argmax, draw, filter, log_sum_exp, softmax};
 pub use schedule::Schedule;
 
+use crate::generators::diffusion::Respacing;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result};
@@ -16,7 +17,8 @@ use smalti_base::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 always takes the most likely token.
+    /// Logits are divided by it; 0 always takes the most likely token. For tokens that are vectors the noise of each
+    /// diffusion step counts so many times.
     #[serde(serialize_with = "smalti_base::config::decimal")]
     pub temperature: f32,
     /// Only the k most likely tokens are drawn (ties with the k-th are kept).
@@ -29,7 +31,7 @@ pub struct Sampling {
     pub guidance: f32,
     /// How the guidance scale changes from step to step.
     pub guidance_schedule: GuidanceSchedule,
-    /// Decoding steps, for generators that can choose (masked decoding).
+    /// Decoding steps, for generators that can choose (masked decoding, at most as many as tokens for vectors).
     pub steps: Option<usize>,
     /// Steps left out at the beginning (masked decoding): the first step then decides as many tokens at once as those
     /// before it would have. MaskGIT edits images with 2 of 12.
@@ -37,6 +39,9 @@ pub struct Sampling {
     /// Weight of the Gumbel noise in the confidence of masked decoding (MaskGIT's choice temperature).
     #[serde(serialize_with = "smalti_base::config::decimal")]
     pub choice_temperature: f32,
+    /// Diffusion steps of each token, for generators of vectors; the model's own if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diffusion_steps: Option<Respacing>,
     /// Mixes the codes of a place by their probabilities instead of drawing one, for pictures with fewer artefacts but another
     /// distribution (VAR's `more_smooth`).
     pub smooth: bool,
@@ -48,7 +53,8 @@ pub struct Sampling {
 pub enum GuidanceSchedule {
     /// The same scale at each step.
     Constant,
-    /// From 1 (off) at the first step to the full scale at the last.
+    /// From 1 (off) at the first step to the full scale at the last; for tokens that are vectors with the share of tokens that
+    /// are there after the step (MAR).
     Linear,
 }
 
@@ -63,6 +69,7 @@ impl Default for Sampling {
             steps: None,
             first_step: 0,
             choice_temperature: 4.5,
+            diffusion_steps: None,
             smooth: false,
         }
     }

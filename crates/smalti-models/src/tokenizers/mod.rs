@@ -1,15 +1,19 @@
 //! Tokenizers: image to [`Codes`] to image.
 
 use crate::Codes;
-use crate::quantizers::{Quantizer, QuantizerModel};
+use crate::quantizers::{Quantizer, QuantizerModel, Stats};
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Result, TokenSpec};
 
+pub mod kl;
+pub mod patches;
 pub mod vit;
 pub mod vqgan;
 
+pub use kl::{Kl, KlConfig, Posterior};
+pub use patches::{Patches, PatchesConfig};
 pub use vit::{Vit, VitTokenizerConfig};
 pub use vqgan::{Vqgan, VqganConfig};
 
@@ -18,13 +22,13 @@ pub trait Tokenizer: Send + Sync {
     /// The tokens that this tokenizer makes.
     fn spec(&self) -> &TokenSpec;
 
-    /// Codes of images.
+    /// Codes of images, the most likely ones.
     ///
     /// # Shapes
     /// `images_bchw` is `[batch, 3, height, width]` with values in -1..1 and the spec's size.
     fn encode(&self, images_bchw: Tensor<4>) -> Codes;
 
-    /// Images of codes, `[batch, 3, height, width]`. Values are about -1..1 and not clamped.
+    /// Images of codes of the spec's kind, `[batch, 3, height, width]`. Values are about -1..1 and not clamped.
     fn decode(&self, codes: &Codes) -> Tensor<4>;
 }
 
@@ -36,6 +40,10 @@ pub enum TokenizerConfig {
     Vqgan(VqganConfig),
     /// Vision transformer of ViT-VQGAN.
     Vit(VitTokenizerConfig),
+    /// Convolutional autoencoder with continuous latents.
+    Kl(KlConfig),
+    /// Patches of pixels.
+    Patches(PatchesConfig),
 }
 
 impl TokenizerConfig {
@@ -47,6 +55,8 @@ impl TokenizerConfig {
         match self {
             Self::Vqgan(config) => config.spec(),
             Self::Vit(config) => config.spec(),
+            Self::Kl(config) => config.spec(),
+            Self::Patches(config) => config.spec(),
         }
     }
 
@@ -58,11 +68,13 @@ impl TokenizerConfig {
         Ok(match self {
             Self::Vqgan(config) => TokenizerModel::Vqgan(config.init(device)?),
             Self::Vit(config) => TokenizerModel::Vit(config.init(device)?),
+            Self::Kl(config) => TokenizerModel::Kl(config.init(device)?),
+            Self::Patches(config) => TokenizerModel::Patches(config.init()?),
         })
     }
 }
 
-/// Any tokenizer, as training sees it: encoder, quantizer, and a decoder in two parts.
+/// Any tokenizer, as training sees it: encoder, bottleneck, and a decoder in two parts.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a program holds one or two of them")]
 pub enum TokenizerModel {
@@ -70,26 +82,66 @@ pub enum TokenizerModel {
     Vqgan(Vqgan),
     /// Vision transformer of ViT-VQGAN.
     Vit(Vit),
+    /// Convolutional autoencoder with continuous latents.
+    Kl(Kl),
+    /// Patches of pixels.
+    Patches(Patches),
+}
+
+/// What the step between encoder and decoder gives in training.
+#[derive(Clone, Debug)]
+pub struct Bottleneck {
+    /// What the decoder sees, `[b, c, h', w']`.
+    pub latents_bchw: Tensor<4>,
+    /// Codes `[b, length]`, of a quantizer.
+    pub codes: Option<Tensor<2, Int>>,
+    /// The bottleneck's own loss, one element.
+    pub loss: BottleneckLoss,
+    /// What a quantizer's update needs.
+    pub stats: Option<Stats>,
+}
+
+/// The own loss of a bottleneck.
+#[derive(Clone, Debug)]
+pub enum BottleneckLoss {
+    /// None.
+    None,
+    /// Commitment and codebook terms of a quantizer.
+    Codebook(Tensor<1>),
+    /// Divergence of the latents from a standard normal distribution, summed over an image, mean over images.
+    Divergence(Tensor<1>),
+}
+
+/// Tokens of images that are vectors, as a tokenizer knows them, `[b, n, c]` each.
+#[derive(Clone, Debug)]
+pub struct TokenMoments {
+    /// Most likely tokens.
+    pub means_bnc: Tensor<3>,
+    /// Standard deviations, unless the tokens are certain.
+    pub deviations_bnc: Option<Tensor<3>>,
 }
 
 impl TokenizerModel {
-    /// Images `[b, 3, h, w]` in -1..1 to latents `[b, c, h', w']` before quantization.
+    /// Images `[b, 3, h, w]` in -1..1 to what the bottleneck sees, `[b, c, h', w']`.
     pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.latents(images_bchw),
             Self::Vit(model) => model.latents(images_bchw),
+            Self::Kl(model) => model.moments(images_bchw),
+            Self::Patches(_) => images_bchw,
         }
     }
 
-    /// The quantizer between encoder and decoder.
-    pub fn quantizer(&self) -> &QuantizerModel {
+    /// The quantizer between encoder and decoder, if tokens are codes.
+    pub fn quantizer(&self) -> Option<&QuantizerModel> {
         match self {
-            Self::Vqgan(model) => &model.quantize,
-            Self::Vit(model) => &model.quantizer,
+            Self::Vqgan(model) => Some(&model.quantize),
+            Self::Vit(model) => Some(&model.quantizer),
+            Self::Kl(_) | Self::Patches(_) => None,
         }
     }
 
-    /// The same tokenizer with another quantizer.
+    /// The same tokenizer with another quantizer, if it has one.
     pub fn with_quantizer(self, quantizer: QuantizerModel) -> Self {
         match self {
             Self::Vqgan(mut model) => {
@@ -100,14 +152,40 @@ impl TokenizerModel {
                 model.quantizer = quantizer;
                 Self::Vit(model)
             }
+            Self::Kl(_) | Self::Patches(_) => self,
         }
     }
 
-    /// Quantized latents `[b, c, h', w']` to what the decoder's last layer sees.
+    /// The training pass of the bottleneck over what [`Self::latents`] made. Where latents are drawn, `noise_bchw` is standard
+    /// normal and of their shape; without it the device's generator draws it.
+    pub fn bottleneck(&self, latents_bchw: Tensor<4>, noise_bchw: Option<Tensor<4>>) -> Bottleneck {
+        if let Some(quantizer) = self.quantizer() {
+            let quantized = quantizer.train_forward(latents_bchw);
+            return Bottleneck {
+                latents_bchw: quantized.latents_bchw,
+                codes: Some(quantized.codes),
+                loss: quantized.loss.map_or(BottleneckLoss::None, BottleneckLoss::Codebook),
+                stats: Some(quantized.stats),
+            };
+        }
+        let (latents_bchw, loss) = match self {
+            Self::Kl(_) => {
+                let noise = noise_bchw.unwrap_or_else(|| Kl::noise(&latents_bchw));
+                let posterior = Posterior::new(latents_bchw);
+                (posterior.sample(noise), BottleneckLoss::Divergence(posterior.divergence().mean()))
+            }
+            _ => (latents_bchw, BottleneckLoss::None),
+        };
+        Bottleneck { latents_bchw, codes: None, loss, stats: None }
+    }
+
+    /// Latents `[b, c, h', w']` after the bottleneck to what the decoder's last layer sees.
     pub fn features(&self, latents_bchw: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.features(latents_bchw),
             Self::Vit(model) => model.features(latents_bchw),
+            Self::Kl(model) => model.features(latents_bchw),
+            Self::Patches(_) => latents_bchw,
         }
     }
 
@@ -116,14 +194,51 @@ impl TokenizerModel {
         match self {
             Self::Vqgan(model) => model.to_pixels(features),
             Self::Vit(model) => model.to_pixels(features),
+            Self::Kl(model) => model.to_pixels(features),
+            Self::Patches(_) => features,
         }
     }
 
-    /// The last layer's weight, by whose gradients adversarial training is balanced.
-    pub fn last_weight(&self) -> Tensor<4> {
+    /// The last layer's weight, by whose gradients adversarial training is balanced; none if nothing can be trained.
+    pub fn last_weight(&self) -> Option<Tensor<4>> {
         match self {
-            Self::Vqgan(model) => model.last_weight(),
-            Self::Vit(model) => model.last_weight(),
+            Self::Vqgan(model) => Some(model.last_weight()),
+            Self::Vit(model) => Some(model.last_weight()),
+            Self::Kl(model) => Some(model.decoder.conv_out.weight.val()),
+            Self::Patches(_) => None,
+        }
+    }
+
+    /// Tokens of images `[b, 3, h, w]` with what is uncertain about them, if tokens are vectors.
+    pub fn token_moments(&self, images_bchw: Tensor<4>) -> Option<TokenMoments> {
+        match self {
+            Self::Vqgan(_) | Self::Vit(_) => None,
+            Self::Kl(model) => {
+                let [means_bnc, deviations_bnc] = model.token_moments(images_bchw);
+                Some(TokenMoments { means_bnc, deviations_bnc: Some(deviations_bnc) })
+            }
+            Self::Patches(model) => Some(TokenMoments { means_bnc: model.encode(images_bchw), deviations_bnc: None }),
+        }
+    }
+
+    /// Codes as latents after the bottleneck.
+    fn codes_to_latents(&self, codes: &Codes) -> Tensor<4> {
+        let (h, w) = self.spec().layout.finest();
+        match (self, codes, self.quantizer()) {
+            (_, Codes::Discrete(ids), Some(quantizer)) => quantizer.decode(ids.clone(), h, w),
+            (Self::Kl(model), Codes::Continuous(tokens), _) => model.latents(tokens.clone()),
+            (Self::Patches(model), Codes::Continuous(tokens), _) => model.decode(tokens.clone()),
+            // For a quantizer's decoder vectors are quantized latents, one for each place of the finest level.
+            (_, Codes::Continuous(vectors), _) => {
+                let [b, _, c] = vectors.dims();
+                vectors.clone().swap_dims(1, 2).reshape([b, c, h, w])
+            }
+            // Codes mean nothing here: the image of zeros.
+            (_, Codes::Discrete(ids), None) => {
+                let [b, n] = ids.dims();
+                let zeros = Tensor::zeros([b, n, self.spec().channels().unwrap_or(1)], &ids.device());
+                self.codes_to_latents(&Codes::Continuous(zeros))
+            }
         }
     }
 }
@@ -133,23 +248,21 @@ impl Tokenizer for TokenizerModel {
         match self {
             Self::Vqgan(model) => model.spec(),
             Self::Vit(model) => model.spec(),
+            Self::Kl(model) => model.spec(),
+            Self::Patches(model) => model.spec(),
         }
     }
 
     fn encode(&self, images_bchw: Tensor<4>) -> Codes {
-        Codes::Discrete(self.quantizer().encode(self.latents(images_bchw)))
+        match self {
+            Self::Vqgan(model) => Codes::Discrete(model.quantize.encode(model.latents(images_bchw))),
+            Self::Vit(model) => Codes::Discrete(model.quantizer.encode(model.latents(images_bchw))),
+            Self::Kl(model) => Codes::Continuous(model.tokens(Posterior::new(model.moments(images_bchw)).mean_bchw)),
+            Self::Patches(model) => Codes::Continuous(model.encode(images_bchw)),
+        }
     }
 
-    /// Continuous codes are taken as quantized latents, one vector for each place of the finest level.
     fn decode(&self, codes: &Codes) -> Tensor<4> {
-        let (h, w) = self.spec().layout.finest();
-        let latents_bchw = match codes {
-            Codes::Discrete(ids) => self.quantizer().decode(ids.clone(), h, w),
-            Codes::Continuous(vectors) => {
-                let [b, _, c] = vectors.dims();
-                vectors.clone().swap_dims(1, 2).reshape([b, c, h, w])
-            }
-        };
-        self.to_pixels(self.features(latents_bchw))
+        self.to_pixels(self.features(self.codes_to_latents(codes)))
     }
 }

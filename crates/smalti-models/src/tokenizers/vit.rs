@@ -49,11 +49,8 @@ impl VitTokenizerConfig {
                 return Err(Error::invalid(PLACE, problem));
             }
         }
-        Ok(TokenSpec {
-            layout: self.quantizer.layout(size / patch, size / patch)?,
-            vocabulary: self.quantizer.vocabulary(),
-            image_size: (size, size),
-        })
+        let layout = self.quantizer.layout(size / patch, size / patch)?;
+        Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (size, size)))
     }
 
     /// A model with fresh weights.

@@ -99,11 +99,8 @@ impl VqganConfig {
             ));
         }
         let side = autoencoder.latent_size();
-        Ok(TokenSpec {
-            layout: self.quantizer.layout(side, side)?,
-            vocabulary: self.quantizer.vocabulary(),
-            image_size: (self.image_size, self.image_size),
-        })
+        let layout = self.quantizer.layout(side, side)?;
+        Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (self.image_size, self.image_size)))
     }
 
     /// A model with fresh weights.

@@ -5,12 +5,13 @@ use super::pictures;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::recipe::{EvaluationConfig, GeneratorTask, Recipe, TextConfig};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use smalti_base::{Error, Progress, Result, Rng, files};
+use burn::tensor::{Device, Tensor, TensorData};
+use smalti_base::{Error, Progress, Result, Rng, TokenSpec, files, rng::Stream};
 use smalti_data::image::grid;
 use smalti_data::loader::Order;
-use smalti_data::shard::Shards;
+use smalti_data::shard::{RowTokens, Shards};
 use smalti_data::text::TextTokenizer;
+use smalti_models::Codes;
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
 use smalti_models::generators::{Condition, ConditionConfig, Generator, GeneratorModel, ImageRequest, Request};
@@ -19,6 +20,8 @@ use std::path::Path;
 
 /// Draws of a step use streams of their own, apart from those that order the data.
 const STEP_STREAM: u64 = 1 << 32;
+/// So have those of tokens that are drawn anew in each epoch.
+const TOKEN_STREAM: u64 = 3 << 32;
 
 /// A generator with its tokens.
 pub struct GeneratorObjective {
@@ -39,15 +42,58 @@ pub struct GeneratorObjective {
 
 /// Token shards in memory, with their conditions.
 struct Tokens {
-    codes: Vec<Vec<i32>>,
+    shards: Shards,
     conditions: Vec<Condition>,
     classes: Vec<String>,
 }
 
 /// A micro-batch of tokens.
 pub struct TokenBatch {
-    codes: Vec<i32>,
+    tokens: Values,
     conditions: Vec<Condition>,
+}
+
+/// Tokens of images, one after the other.
+enum Values {
+    Discrete(Vec<i32>),
+    Continuous(Vec<f32>),
+}
+
+impl Values {
+    fn empty(spec: &TokenSpec) -> Self {
+        match spec.channels() {
+            None => Self::Discrete(Vec::new()),
+            Some(_) => Self::Continuous(Vec::new()),
+        }
+    }
+
+    /// Adds an image's tokens; vectors with deviations are drawn.
+    fn push(&mut self, row: RowTokens, mut stream: Stream) {
+        match (self, row) {
+            (Self::Discrete(all), RowTokens::Discrete(codes)) => all.extend(codes.iter().map(|code| *code as i32)),
+            (Self::Continuous(all), RowTokens::Continuous { means, deviations }) => match deviations.is_empty() {
+                true => all.extend(means),
+                false => all.extend(means.iter().zip(deviations).map(|(mean, d)| mean + d * stream.normal())),
+            },
+            // Shards hold tokens of their spec's kind.
+            (Self::Discrete(_), RowTokens::Continuous { .. }) | (Self::Continuous(_), RowTokens::Discrete(_)) => {}
+        }
+    }
+
+    fn upload(self, spec: &TokenSpec, device: &Device) -> Codes {
+        let length = spec.length();
+        match self {
+            Self::Discrete(codes) => {
+                let shape = [codes.len() / length, length];
+                Codes::Discrete(Tensor::from_data(TensorData::new(codes, shape), device))
+            }
+            Self::Continuous(values) => {
+                let channels = spec.channels().unwrap_or(1);
+                let shape = [values.len() / (length * channels), length, channels];
+                Codes::Continuous(Tensor::from_data(TensorData::new(values, shape), device))
+            }
+        }
+    }
 }
 
 impl GeneratorObjective {
@@ -97,8 +143,8 @@ impl GeneratorObjective {
         };
         Ok(Self {
             captions,
-            train: Tokens::read(&train, &task.train, condition, text.as_ref())?,
-            validation: Tokens::read(&validation, &task.validation, condition, text.as_ref())?,
+            train: Tokens::read(train, &task.train, condition, text.as_ref())?,
+            validation: Tokens::read(validation, &task.validation, condition, text.as_ref())?,
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
             name: recipe.name.clone(),
@@ -118,12 +164,6 @@ impl GeneratorObjective {
     /// A configuration whose numbers do not fit, or a quantizer that does not fit it.
     pub fn init(&self, device: &Device) -> Result<GeneratorModel> {
         self.task.model.init(device)?.adopt(self.tokenizer.quantizer())
-    }
-
-    fn codes(&self, codes: Vec<i32>, device: &Device) -> Tensor<2, Int> {
-        let length = self.task.model.tokens().length();
-        let rows = codes.len() / length;
-        Tensor::from_data(TensorData::new(codes, [rows, length]), device)
     }
 
     /// Pictures of training captions above, of validation captions below.
@@ -148,57 +188,68 @@ impl Objective for GeneratorObjective {
     type Batch = TokenBatch;
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<TokenBatch>> + '_>> {
-        let order = Order::new(self.seed, self.train.codes.len());
+        let order = Order::new(self.seed, self.train.conditions.len());
         let mut at = start;
-        Ok(Box::new(std::iter::from_fn(move || {
-            let mut batch = TokenBatch { codes: Vec::new(), conditions: Vec::new() };
+        let mut batch = move || {
+            let mut batch = TokenBatch { tokens: Values::empty(self.task.model.tokens()), conditions: Vec::new() };
             for _ in 0..self.micro_batch {
                 let (epoch, row) = order.at(at);
-                batch.codes.extend(&self.train.codes[row]);
-                let drawn = self.captions.as_ref().map_or(Ok(None), |captions| captions.draw(row, epoch));
-                match drawn {
-                    Ok(drawn) => batch.conditions.push(drawn.unwrap_or_else(|| self.train.conditions[row].clone())),
-                    Err(error) => return Some(Err(error)),
-                }
+                let stream = Rng::new(self.seed).stream(TOKEN_STREAM + row as u64, epoch);
+                batch.tokens.push(self.train.shards.tokens(row)?, stream);
+                let drawn = self.captions.as_ref().map_or(Ok(None), |captions| captions.draw(row, epoch))?;
+                batch.conditions.push(drawn.unwrap_or_else(|| self.train.conditions[row].clone()));
                 at += 1;
             }
-            Some(Ok(batch))
-        })))
+            Ok(batch)
+        };
+        Ok(Box::new(std::iter::from_fn(move || Some(batch()))))
     }
 
     fn epoch(&self) -> u64 {
-        self.train.codes.len() as u64
+        self.train.conditions.len() as u64
     }
 
     fn step(&self, model: &GeneratorModel, batch: TokenBatch, step: u64, micro: u64) -> Result<StepOutput> {
         let device = self.device.clone().autodiff();
         let mut stream = Rng::new(self.seed).stream(STEP_STREAM + micro, step);
-        let loss = model.loss(self.codes(batch.codes, &device), &batch.conditions, &mut stream)?;
-        let bits = loss.nats_per_token.inner() / std::f64::consts::LN_2;
-        let terms = vec![("loss", loss.loss.clone().inner()), ("bits_per_token", bits)];
+        let codes = batch.tokens.upload(self.task.model.tokens(), &device);
+        let loss = model.loss(codes, &batch.conditions, &mut stream)?;
+        let mut terms = vec![("loss", loss.loss.clone().inner())];
+        let bits = loss.nats_per_token.map(|nats| nats.inner() / std::f64::consts::LN_2);
+        terms.extend(bits.map(|bits| ("bits_per_token", bits)));
         let gradients = GradientsParams::from_grads(loss.loss.backward(), model);
         Ok(StepOutput { gradients, terms, stats: None, codes: None })
     }
 
     fn evaluate(&self, model: &GeneratorModel, _: &dyn Progress) -> Result<Evaluation> {
-        let images = self.validation.codes.len().min(self.evaluation.images);
-        let mut nats = 0.0;
+        let images = self.validation.conditions.len().min(self.evaluation.images);
+        let spec = self.task.model.tokens();
+        let (mut sum, mut has_bits) = (0.0, false);
         for first in (0..images).step_by(self.micro_batch) {
             let rows = first..(first + self.micro_batch).min(images);
-            let codes: Vec<i32> = rows.clone().flat_map(|row| self.validation.codes[row].iter().copied()).collect();
+            let mut tokens = Values::empty(spec);
+            for row in rows.clone() {
+                tokens.push(self.validation.shards.tokens(row)?, Rng::new(0).stream(TOKEN_STREAM + row as u64, 0));
+            }
             let conditions = &self.validation.conditions[rows.clone()];
-            let loss = model.validation_loss(self.codes(codes, &self.device), conditions, first as u64)?;
-            nats += f64::from(loss.nats_per_token.into_scalar::<f32>()) * rows.len() as f64;
+            let loss = model.validation_loss(tokens.upload(spec, &self.device), conditions, first as u64)?;
+            has_bits = loss.nats_per_token.is_some();
+            sum += f64::from(loss.nats_per_token.unwrap_or(loss.loss).into_scalar::<f32>()) * rows.len() as f64;
         }
-        let bits_per_token = nats / images as f64 / std::f64::consts::LN_2;
-        let spec = self.task.model.tokens();
-        let (h, w) = spec.image_size;
-        let bits_per_pixel = bits_per_token * spec.length() as f64 / (h * w) as f64;
-        Ok(Evaluation {
-            values: vec![("bits_per_token".into(), bits_per_token), ("bits_per_pixel".into(), bits_per_pixel)],
-            score: bits_per_token,
-            picture: Some(self.samples(model)?),
-        })
+        let mean = sum / images as f64;
+        let (values, score) = match has_bits {
+            true => {
+                let bits_per_token = mean / std::f64::consts::LN_2;
+                let (h, w) = spec.image_size;
+                let bits_per_pixel = bits_per_token * spec.length() as f64 / (h * w) as f64;
+                (
+                    vec![("bits_per_token".into(), bits_per_token), ("bits_per_pixel".into(), bits_per_pixel)],
+                    bits_per_token,
+                )
+            }
+            false => (vec![("loss".into(), mean)], mean),
+        };
+        Ok(Evaluation { values, score, picture: Some(self.samples(model)?) })
     }
 
     fn export(&self, model: &GeneratorModel, folder: &Path, facts: &serde_json::Value) -> Result<()> {
@@ -237,16 +288,12 @@ impl Objective for GeneratorObjective {
 }
 
 impl Tokens {
-    fn read(shards: &Shards, path: &Path, condition: &ConditionConfig, text: Option<&TextTokenizer>) -> Result<Self> {
-        let mut tokens = Self {
-            codes: Vec::with_capacity(shards.len()),
-            conditions: Vec::with_capacity(shards.len()),
-            classes: shards.classes().to_vec(),
-        };
+    fn read(shards: Shards, path: &Path, condition: &ConditionConfig, text: Option<&TextTokenizer>) -> Result<Self> {
+        let mut conditions = Vec::with_capacity(shards.len());
         for index in 0..shards.len() {
             let row = shards.row(index)?;
             let place = || format!("{}: image `{}`", path.display(), row.key);
-            tokens.conditions.push(match (condition, text) {
+            conditions.push(match (condition, text) {
                 (ConditionConfig::None, _) => Condition::None,
                 (ConditionConfig::Class { classes }, _) => match row.label {
                     Some(label) if (label as usize) < *classes => Condition::Class(label),
@@ -264,11 +311,10 @@ impl Tokens {
                     return Err(Error::invalid("recipe: task.text", "is missing, but the model's condition is text"));
                 }
             });
-            tokens.codes.push(row.codes.iter().map(|code| *code as i32).collect());
         }
-        match tokens.codes.is_empty() {
+        match conditions.is_empty() {
             true => Err(Error::file(path, "holds no images")),
-            false => Ok(tokens),
+            false => Ok(Self { classes: shards.classes().to_vec(), shards, conditions }),
         }
     }
 

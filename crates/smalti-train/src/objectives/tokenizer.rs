@@ -15,7 +15,7 @@ use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
 use smalti_models::losses::tokenizer::TokenizerLoss;
 use smalti_models::quantizers::{Stats, usage::Usage};
-use smalti_models::tokenizers::{Tokenizer, TokenizerModel};
+use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
 use smalti_nn::PatchGan;
 use std::cell::RefCell;
 use std::path::Path;
@@ -83,6 +83,29 @@ impl TokenizerObjective {
         Ok(TokenizerTraining { model: self.task.model.init(device)?, critic: self.loss.critic(device)? })
     }
 
+    /// Standard deviation of the tokens of validation images, at most as many as are evaluated; 1 if it is none.
+    fn deviation(&self, model: &TokenizerModel) -> Result<f64> {
+        let config = LoaderConfig::new(&self.task.validation, self.micro_batch)?;
+        let loader = Loader::ordered(self.validation.clone(), config, self.seed, 0)?;
+        let (mut images, mut batches, mut sums) = (0, 0.0, [0.0f64; 2]);
+        for batch in loader {
+            let batch = batch?;
+            let Some(tokens) = model.token_moments(self.upload(&batch, &self.device)) else { break };
+            let noise = tokens.deviations_bnc.map(|d| f64::from(d.square().mean().into_scalar::<f32>()));
+            let mean = f64::from(tokens.means_bnc.clone().mean().into_scalar::<f32>());
+            let square = f64::from(tokens.means_bnc.square().mean().into_scalar::<f32>()) + noise.unwrap_or_default();
+            sums = [sums[0] + mean, sums[1] + square];
+            batches += 1.0;
+            images += batch.len();
+            if images >= self.evaluation.images {
+                break;
+            }
+        }
+        let (mean, square) = (sums[0] / batches, sums[1] / batches);
+        let deviation = (square - mean * mean).sqrt();
+        Ok(if deviation.is_finite() && deviation > 0.0 { deviation } else { 1.0 })
+    }
+
     fn upload(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
         let shape = [batch.keys.len(), 3, batch.height, batch.width];
         Tensor::from_data(TensorData::new(batch.pixels.clone(), shape), device)
@@ -112,7 +135,7 @@ impl Objective for TokenizerObjective {
     }
 
     fn vocabulary(&self) -> Option<usize> {
-        Some(self.task.model.spec().map(|spec| spec.vocabulary).unwrap_or_default())
+        self.task.model.spec().ok()?.vocabulary()
     }
 
     fn critic_prefix(&self) -> Option<&'static str> {
@@ -126,7 +149,7 @@ impl Objective for TokenizerObjective {
         if let (Some(critic), Some(mut found)) = (&model.critic, out.critic_gradients) {
             accumulate(critic, &mut gradients, &mut found, 1.0);
         }
-        Ok(StepOutput { gradients, terms: out.terms, stats: Some(out.stats), codes: Some(out.codes) })
+        Ok(StepOutput { gradients, terms: out.terms, stats: out.stats, codes: out.codes })
     }
 
     fn update(
@@ -135,9 +158,11 @@ impl Objective for TokenizerObjective {
         stats: Option<Stats>,
         step: u64,
     ) -> (TokenizerTraining, Vec<(&'static str, Tensor<1>)>) {
-        let Some(stats) = stats else { return (model, Vec::new()) };
+        let Some((stats, quantizer)) = stats.zip(model.model.quantizer().cloned()) else {
+            return (model, Vec::new());
+        };
         let mut stream = Rng::new(self.seed).stream(UPDATE_STREAM, step);
-        let (quantizer, report) = model.model.quantizer().clone().update(&stats, step, &mut stream);
+        let (quantizer, report) = quantizer.update(&stats, step, &mut stream);
         let model = TokenizerTraining { model: model.model.with_quantizer(quantizer), critic: model.critic };
         let revived = report.revived.map(|count| ("codes_revived", count.float().sum()));
         (model, revived.into_iter().collect())
@@ -149,8 +174,11 @@ impl Objective for TokenizerObjective {
             let config = LoaderConfig::new(&self.task.validation, self.micro_batch)?;
             Loader::ordered(self.validation.clone(), config, self.seed, 0)?
         };
-        let (mut images, mut total, mut usage) = (0usize, 0.0, Usage::new(spec.vocabulary));
-        let mut by_level = vec![Usage::new(spec.vocabulary); level_sizes(&spec.layout).len()];
+        let (mut images, mut total) = (0usize, 0.0);
+        let mut usage = spec.vocabulary().map(Usage::new);
+        let levels = level_sizes(&spec.layout);
+        let mut by_level: Vec<Usage> =
+            spec.vocabulary().map(|codes| vec![Usage::new(codes); levels.len()]).unwrap_or_default();
         let mut shown = Vec::new();
         let count = self.validation.len().min(self.evaluation.images).max(1);
         let pictures = self.evaluation.pictures;
@@ -165,12 +193,12 @@ impl Objective for TokenizerObjective {
                 let (l, r) = (left.to_signed(), right.to_signed());
                 total += psnr(Pair::new(&l, &r, [3, left.height, left.width])?, 2.0);
             }
-            if let Some(codes) = codes.discrete() {
+            if let Some((usage, codes)) = usage.as_mut().zip(codes.discrete()) {
                 let codes = indices(codes)?;
                 for row in codes.chunks(spec.length().max(1)) {
                     let mut rest = row;
-                    for (usage, size) in by_level.iter_mut().zip(level_sizes(&spec.layout)) {
-                        let (level, finer) = rest.split_at(size.min(rest.len()));
+                    for (usage, size) in by_level.iter_mut().zip(&levels) {
+                        let (level, finer) = rest.split_at((*size).min(rest.len()));
                         usage.add(level.iter().copied());
                         rest = finer;
                     }
@@ -189,21 +217,28 @@ impl Objective for TokenizerObjective {
             }
         }
         let mean = total / images.max(1) as f64;
-        let mut values = vec![
-            ("psnr".to_string(), mean),
-            ("codebook_usage".into(), usage.used_fraction()),
-            ("codebook_perplexity".into(), usage.perplexity()),
-        ];
+        let mut values = vec![("psnr".to_string(), mean)];
+        if let Some(usage) = usage {
+            values.push(("codebook_usage".into(), usage.used_fraction()));
+            values.push(("codebook_perplexity".into(), usage.perplexity()));
+        }
         // Codes of coarse levels are the first to collapse.
         let levels = by_level.iter().enumerate();
         values.extend(levels.map(|(level, usage)| (format!("codebook_perplexity_level_{level}"), usage.perplexity())));
-        Ok(Evaluation { values, score: -mean, picture: Some(grid(&shown, 8, 2)?) })
+        // A score is infinite if nothing is lost, which a run's state cannot hold.
+        Ok(Evaluation { values, score: -mean.min(f64::MAX), picture: Some(grid(&shown, 8, 2)?) })
     }
 
     fn export(&self, model: &TokenizerTraining, folder: &Path, facts: &serde_json::Value) -> Result<()> {
         let paths = BundlePaths::at(folder);
         let mut manifest = Manifest::new(&self.name);
-        let part = bundle::write_part(&paths, Part::Tokenizer, &self.task.model, &model.model, Precision::F16)?;
+        let mut config = self.task.model.clone();
+        if let TokenizerConfig::Kl(kl) = &mut config
+            && kl.latent_scale.is_none()
+        {
+            kl.latent_scale = Some(1.0 / self.deviation(&model.model)?);
+        }
+        let part = bundle::write_part(&paths, Part::Tokenizer, &config, &model.model, Precision::F16)?;
         manifest.parts.insert(Part::Tokenizer, part);
         manifest.training.insert("tokenizer".into(), facts.clone());
         manifest.write(folder)

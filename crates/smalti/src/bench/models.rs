@@ -4,7 +4,7 @@ use super::clock::Clock;
 use crate::model::ModelPlan;
 use burn::tensor::{Device, Distribution, Tensor};
 use serde::Serialize;
-use smalti_base::{Error, Result};
+use smalti_base::Result;
 use smalti_models::generators::{ConditionConfig, Generator, GeneratorModel};
 use smalti_models::sampling::Sampling;
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel};
@@ -142,9 +142,7 @@ impl Subject {
         while generation.done() < generation.steps() {
             generation.next();
         }
-        let codes = generation.codes();
-        let read = codes.discrete().map(|codes| codes.into_data());
-        read.ok_or_else(|| Error::invalid(&self.name, "its tokens are not integers"))?;
+        generation.codes().to_host()?;
         let ms = start.elapsed().as_secs_f64() * 1e3;
         Ok(self.row("generate", batch, ms, Some(generation.steps())))
     }

@@ -23,9 +23,18 @@ pub struct Tolerance {
 struct CaseFile {
     system: String,
     config: serde_json::Value,
+    tolerance: Tolerances,
     #[serde(default)]
-    tensors: BTreeMap<String, String>,
-    tolerance: Tolerance,
+    tensors: BTreeMap<String, serde_json::Value>,
+}
+
+/// A tolerance for all tensors, and others for those whose names fit a pattern with `*` for any characters.
+#[derive(Deserialize)]
+struct Tolerances {
+    #[serde(flatten)]
+    all: Tolerance,
+    #[serde(default)]
+    overrides: BTreeMap<String, Tolerance>,
 }
 
 /// A case that was read.
@@ -35,9 +44,8 @@ pub struct Case {
     pub system: String,
     /// The official configuration.
     pub config: serde_json::Value,
-    /// Its tolerance.
-    pub tolerance: Tolerance,
-    about: BTreeMap<String, String>,
+    tolerances: Tolerances,
+    descriptions: BTreeMap<String, serde_json::Value>,
     device: Device,
     io: BTreeMap<String, Stored>,
     touched: RefCell<BTreeSet<String>>,
@@ -49,13 +57,13 @@ impl Case {
     /// # Errors
     /// [`Error::Io`] or [`Error::Invalid`] if it is not a whole case.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let CaseFile { system, config, tolerance, tensors: about } = config::read_json(&folder.join("case.json"))?;
+        let CaseFile { system, config, tolerance, tensors } = config::read_json(&folder.join("case.json"))?;
         Ok(Self {
             folder: folder.to_path_buf(),
             system,
             config,
-            tolerance,
-            about,
+            tolerances: tolerance,
+            descriptions: tensors,
             device: device.clone(),
             io: read_tensors(&folder.join("io.safetensors"))?,
             touched: RefCell::default(),
@@ -98,7 +106,7 @@ impl Case {
             let end = text.find(|c| !is_part(c)).unwrap_or(text.len());
             text[..end].trim_end_matches(['.', '-']).parse().ok()
         };
-        let found = self.about.get(name).and_then(|text| number(text.split_once(mark)?.1));
+        let found = self.description(name).split_once(mark).and_then(|(_, text)| number(text));
         found.ok_or_else(|| Error::invalid(self.title(), format!("no number follows `{mark}` in the line of `{name}`")))
     }
 
@@ -107,8 +115,8 @@ impl Case {
     /// # Errors
     /// [`Error::Invalid`] if there is none.
     pub fn said_before(&self, name: &str, mark: &str) -> Result<f64> {
-        let found =
-            self.about.get(name).and_then(|text| text.split_once(mark)?.0.split_whitespace().last()?.parse().ok());
+        let before = self.description(name).split_once(mark).map(|(before, _)| before);
+        let found = before.and_then(|before| before.split_whitespace().last()?.parse().ok());
         found
             .ok_or_else(|| Error::invalid(self.title(), format!("no number precedes `{mark}` in the line of `{name}`")))
     }
@@ -132,6 +140,28 @@ impl Case {
             None | Some(serde_json::Value::Null) => Ok(default),
             Some(_) => self.setting(key),
         }
+    }
+
+    /// How far a tensor's floats may be off: the longest pattern that its name fits counts.
+    pub fn tolerance(&self, name: &str) -> Tolerance {
+        let fitting = self.tolerances.overrides.iter().filter(|(pattern, _)| fits(name, pattern));
+        fitting.max_by_key(|(pattern, _)| pattern.len()).map_or(self.tolerances.all, |(_, tolerance)| *tolerance)
+    }
+
+    /// The line about a tensor; empty if there is none.
+    pub fn description(&self, tensor: &str) -> &str {
+        self.descriptions.get(tensor).and_then(|line| line.as_str()).unwrap_or_default()
+    }
+
+    /// A value that the line about a tensor says as `key=value`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it does not, or the value is of another type.
+    pub fn told<T: std::str::FromStr>(&self, tensor: &str, key: &str) -> Result<T> {
+        let words = self.description(tensor).split([' ', ',', ';', '|']);
+        let value = words.filter_map(|word| word.strip_prefix(key)?.strip_prefix('=')).next();
+        let problem = || Error::invalid(self.title(), format!("its line about `{tensor}` says no `{key}=value`"));
+        value.and_then(|value| value.parse().ok()).ok_or_else(problem)
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {
@@ -219,6 +249,17 @@ impl Case {
     }
 }
 
+/// Whether a name fits a pattern with `*` for any characters.
+fn fits(name: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => name == pattern,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            let ends = (0..=name.len()).filter(|end| name.is_char_boundary(*end));
+            ends.into_iter().any(|end| fits(&name[end..], rest))
+        }),
+    }
+}
+
 /// One compared tensor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -267,7 +308,7 @@ impl<'a> Comparison<'a> {
     pub fn values(&mut self, name: &str, found: &[f32]) -> Result<()> {
         let expected = self.case.floats(name)?;
         self.same_count(name, found.len(), expected.len())?;
-        let tolerance = self.case.tolerance;
+        let tolerance = self.case.tolerance(name);
         let (mut max_abs, mut max_rel, mut within) = (0f32, 0f32, true);
         for (found, expected) in found.iter().zip(expected) {
             let error = if found == expected { 0.0 } else { (found - expected).abs() };
@@ -317,7 +358,24 @@ pub(super) fn gradient<const D: usize>(name: &str, gradient: Option<Tensor<D>>) 
     gradient.ok_or_else(|| Error::invalid(name, "no gradient reached it"))
 }
 
+/// A layer's gradient `[inputs, outputs]` as PyTorch has it, the other way round.
+pub(super) fn turned(name: &str, found: Option<Tensor<2>>) -> Result<Tensor<2>> {
+    Ok(gradient(name, found)?.transpose())
+}
+
 /// A tensor in memory, to be loaded.
 pub(super) fn stored(shape: &[usize], values: &[f32]) -> Stored {
     Stored { shape: shape.to_vec(), values: Values::Floats(values.to_vec()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn patterns() {
+        assert!(fits("gencfg.output", "gen*.output") && fits("gen.output", "gen*.output"));
+        assert!(fits("grad.x.y", "grad.*") && fits("loss", "loss") && fits("a.b.c", "*b*"));
+        assert!(!fits("gen.outputs", "gen*.output") && !fits("loss_vb", "loss") && !fits("agrad.x", "grad.*"));
+    }
 }

@@ -34,11 +34,11 @@ pub(super) fn knows_transformer(case: &Case) -> bool {
 fn model(case: &Case, schedule: Schedule, device: &Device) -> Result<MaskGit> {
     let (latent, width): (usize, usize) = (case.setting("latent")?, case.setting("hidden_size")?);
     let config = MaskGitConfig {
-        tokens: TokenSpec {
-            layout: Layout::Grid { h: latent, w: latent },
-            vocabulary: case.setting("codebook_size")?,
-            image_size: (16 * latent, 16 * latent),
-        },
+        tokens: TokenSpec::discrete(
+            Layout::Grid { h: latent, w: latent },
+            case.setting("codebook_size")?,
+            (16 * latent, 16 * latent),
+        ),
         condition: ConditionConfig::Class { classes: case.setting("num_class")? },
         condition_dropout: 0.0,
         width,
@@ -124,7 +124,7 @@ impl Draws for Given {
 fn replay(case: &Case, compare: &mut Comparison, stage: &str, schedule: Schedule) -> Result<()> {
     let name = |part: &str| format!("{stage}.{part}");
     let model = model(case, schedule, case.device())?;
-    let (codes, places) = (model.config.tokens.vocabulary, model.config.tokens.length() + 1);
+    let (codes, places) = (case.setting::<usize>("codebook_size")?, model.config.tokens.length() + 1);
     let shape = case.shape(&name("all_steps"))?;
     let noise = case.shape(&name("gumbel_choice"))?;
     let ([images, steps, _], [executed, ..]) = (&shape[..], &noise[..]) else {
@@ -136,7 +136,7 @@ fn replay(case: &Case, compare: &mut Comparison, stage: &str, schedule: Schedule
         condition: Condition::Class((row[0] - codes as i64) as u32),
         seed: 0,
         known: Some(Known {
-            codes: row[1..].iter().map(|id| (*id).max(0) as u32).collect(),
+            tokens: row[1..].iter().map(|id| (*id).max(0) as u32).collect::<Vec<u32>>().into(),
             keep: row[1..].iter().map(|id| *id >= 0).collect(),
         }),
     });

@@ -6,7 +6,10 @@
 
 mod case;
 mod codebooks;
+mod diffusion;
 mod fsq;
+mod kl;
+mod mar;
 mod maskgit;
 mod var;
 mod vqgan;
@@ -69,8 +72,12 @@ struct Stage {
 }
 
 const STAGES: &[Stage] = &[
+    Stage { system: "autoencoder-kl", knows: kl::knows, run: kl::model },
     Stage { system: "fsq", knows: fsq::knows_official, run: fsq::official },
     Stage { system: "fsq", knows: fsq::knows_library, run: fsq::library },
+    Stage { system: "mar", knows: diffusion::knows, run: diffusion::diffusion },
+    Stage { system: "mar", knows: mar::knows_masked, run: mar::masked },
+    Stage { system: "mar", knows: mar::knows_causal, run: mar::causal },
     Stage { system: "maskgit", knows: maskgit::knows_schedules, run: maskgit::schedules },
     Stage { system: "maskgit", knows: maskgit::knows_transformer, run: maskgit::transformer },
     Stage { system: "quantizers", knows: codebooks::knows_usage, run: codebooks::usage },

@@ -115,8 +115,10 @@ pub(super) fn model(case: &Case, compare: &mut Comparison) -> Result<()> {
     let codes = vqgan.quantize.encode(z.clone());
     compare.ids("indices", codes.clone())?;
     let model = TokenizerModel::Vqgan(vqgan);
-    compare.floats("z_q", model.quantizer().decode(codes.clone(), h, w))?;
-    let quantized = model.quantizer().train_forward(z).latents_bchw;
+    if let Some(quantizer) = model.quantizer() {
+        compare.floats("z_q", quantizer.decode(codes.clone(), h, w))?;
+    }
+    let quantized = model.bottleneck(z, None).latents_bchw;
     compare.floats("rec", model.to_pixels(model.features(quantized)))?;
     compare.floats("rec_from_indices", model.decode(&smalti_models::Codes::Discrete(codes)))?;
     if case.has(&["disc_eval_logits", "ae_loss_step100"]) {
@@ -160,6 +162,7 @@ fn loss(case: &Case, model: &TokenizerModel) -> Result<TokenizerLoss> {
             layers: losses.disc_num_layers,
         }),
         codebook_weight: losses.codebook_weight,
+        ..Default::default()
     };
     Ok(config.init(model.spec(), case.device())?.with_perceptual(Some(perceptual(case)?)))
 }

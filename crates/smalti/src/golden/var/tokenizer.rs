@@ -186,6 +186,7 @@ fn training(case: &Case, compare: &mut Comparison, official: &Autoencoder) -> Re
         perceptual_weight: 0.0,
         adversarial: None,
         codebook_weight: 1.0,
+        ..Default::default()
     };
     let step = config.init(model.spec(), case.device())?.step(&model, None, case.tensor("image")?, 0);
     compare.floats("train_recon", step.reconstruction)?;

@@ -13,7 +13,7 @@ use smalti_models::generators::var::{Modulation, VarGeneration};
 use smalti_models::generators::{Var, VarConfig};
 use smalti_models::sampling::{Draws, GuidanceSchedule, Sampling, argmax};
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel, Vqgan};
-use smalti_models::{Condition, ConditionConfig, Generation, ImageRequest, Known, Request};
+use smalti_models::{Codes, Condition, ConditionConfig, Generation, ImageRequest, Known, Request};
 use smalti_nn::attention::Visible;
 
 const VAE: &str = "vae_weights.safetensors";
@@ -113,7 +113,7 @@ fn losses(case: &Case, compare: &mut Comparison) -> Result<()> {
     let (_, var) = networks(case, &case.autodiff())?;
     let codes = TensorData::new(case.ints("gt_tokens")?.to_vec(), case.shape("gt_tokens")?);
     let codes = Tensor::<2, Int>::from_data(codes, &case.autodiff());
-    let predictions = var.predictions(codes, &labels(case)?)?;
+    let predictions = var.predictions(Codes::Discrete(codes), &labels(case)?)?;
     let names: Vec<String> = case.names().map(str::to_string).collect();
     for name in &names {
         if let Some(Ok(share)) = name.strip_prefix("loss_label_smooth_").map(str::parse) {
@@ -249,8 +249,8 @@ fn editing(case: &Case, compare: &mut Comparison, vqgan: &Vqgan, var: &Var) -> R
     let keep = Known::keep(layout, &finest);
     let rows = case.ints("gt_tokens")?.chunks(layout.length());
     let images = labels(case)?.into_iter().zip(rows).map(|(condition, row)| {
-        let codes = row.iter().map(|code| *code as u32).collect();
-        (condition, Some(Known { codes, keep: keep.clone() }))
+        let codes: Vec<u32> = row.iter().map(|code| *code as u32).collect();
+        (condition, Some(Known { tokens: codes.into(), keep: keep.clone() }))
     });
     let mut generation = start(var, images.collect(), case.said("edit.image", "cfg=")? as f32, None)?;
     for level in 0..generation.steps() {
