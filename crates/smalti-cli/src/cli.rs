@@ -6,6 +6,7 @@ use smalti::Settings;
 use smalti::bench::BenchArgs;
 use smalti::edit::EditArgs;
 use smalti::evaluate::EvaluateArgs;
+use smalti::export::ExportArgs;
 use smalti::generate::GenerateArgs;
 use smalti::import::ImportArgs;
 use smalti::inspect::InspectArgs;
@@ -94,6 +95,11 @@ Examples:
   smalti import var_d16.pth --system var -o models/var-d16
   smalti import mine.ckpt --system vqgan --variant my-recipe.toml -o models/mine";
 
+const EXPORT: &str = "\
+Examples:
+  smalti export runs/kl-tiny --layout official -o kl.safetensors
+  smalti export assets/demo --part tokenizer -o vqgan.safetensors";
+
 const PARITY: &str = "\
 Examples:
   smalti parity golden/vqgan/vqmodel-tiny
@@ -133,6 +139,9 @@ pub enum Verb {
     /// Turn official weights into a bundle; nothing in the file is executed
     #[command(after_help = IMPORT)]
     Import(ImportArgs),
+    /// Write a part of a bundle with the names of the official code
+    #[command(after_help = EXPORT)]
+    Export(ExportArgs),
     /// Compare golden cases of official implementations, tensor by tensor, with what this program computes
     #[command(after_help = PARITY)]
     Parity(ParityArgs),

@@ -6,6 +6,7 @@ use smalti::data::loader::Skipped;
 use smalti::edit::EditOutcome;
 use smalti::eval::Scores;
 use smalti::evaluate::{EvaluateOutcome, GeneratorNumbers};
+use smalti::export::ExportOutcome;
 use smalti::generate::GenerateOutcome;
 use smalti::golden::Status;
 use smalti::import::ImportOutcome;
@@ -184,6 +185,15 @@ pub fn import(outcome: &ImportOutcome) -> String {
         }
     }
     text
+}
+
+/// Where the weights are, and what was left aside.
+pub fn export(outcome: &ExportOutcome) -> String {
+    let dropped = match outcome.dropped.as_slice() {
+        [] => String::new(),
+        names => format!("not in that layout: {}\n", names.join(", ")),
+    };
+    format!("{}: {} tensors in the layout of {}\n{dropped}", outcome.file.display(), outcome.tensors, outcome.system)
 }
 
 /// A table of tensors for each case, then a line for each case.

@@ -7,7 +7,7 @@ use crate::terminal::{Terminal, stop_flag};
 use clap::CommandFactory;
 use serde::Serialize;
 use smalti::golden::Status;
-use smalti::{Progress, Result, bench, edit, evaluate, generate, import, parity, reconstruct, tokenize, train};
+use smalti::{Progress, Result, bench, edit, evaluate, export, generate, import, parity, reconstruct, tokenize, train};
 
 /// How a command that met no error ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<Ending> {
         Verb::Evaluate(args) => session.carry_out(evaluate::plan(&args, settings), evaluate::run, render::evaluate),
         Verb::Bench(args) => session.carry_out(bench::plan(&args, settings), bench::run, render::bench),
         Verb::Import(args) => session.carry_out(import::plan(&args, settings), import::run, render::import),
+        Verb::Export(args) => session.carry_out(export::plan(&args, settings), export::run, render::export),
         Verb::Parity(args) => {
             let run = |plan: &parity::ParityPlan, progress: &dyn Progress| {
                 let outcome = parity::run(plan, progress)?;

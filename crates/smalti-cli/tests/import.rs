@@ -42,6 +42,13 @@ fn official_weights_become_a_bundle_of_the_same_values() {
     {
         assert_eq!(made.read(name).unwrap(), demo.read(name).unwrap());
     }
+    let back = folder.path().join("back.safetensors");
+    let outcome = json_of(&["export", text(&bundle), "--layout", "official", "-o", text(&back)]);
+    assert_eq!(outcome["system"], "vqgan");
+    let (back, official) = (WeightsFile::open(&back).unwrap(), WeightsFile::open(&file).unwrap());
+    for name in official.names().filter(|name| *name != "loss.logvar") {
+        assert_eq!(back.read(name).unwrap(), official.read(name).unwrap());
+    }
     let picture = folder.path().join("out");
     let image = root().join("docs/demo-reconstructions.png");
     json_of(&["reconstruct", text(&image), "--model", text(&bundle), "-o", text(&picture)]);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 ///
 /// A network asks for the same few sizes of some megabytes again and again. The system gets such blocks from the kernel each
 /// time, which clears them page by page when they are first touched: up to a third of the time of a convolution. What is
-/// kept and what is in use never exceed what was in use at once before: the memory of a process does not grow by it.
+/// kept and what is in use never exceed what was in use at once before by more than a twelfth.
 ///
 /// ```
 /// #[global_allocator]
@@ -23,6 +23,10 @@ pub struct Keeping {
 
 /// The least size that is kept: smaller blocks are the system allocator's own business.
 const LARGE: usize = 256 << 10;
+
+/// What is kept may pass the peak by this part of it: a training step asks for its sizes in another order than it gave them back,
+/// and without slack every sixth block would come from the kernel anew.
+const SLACK: usize = 12;
 
 /// Most blocks that are kept.
 const SLOTS: usize = 256;
@@ -177,7 +181,7 @@ impl State {
     }
 
     fn surplus(&mut self) -> Option<Block> {
-        if self.kept_bytes + self.used_bytes > self.peak_bytes { self.oldest() } else { None }
+        if self.kept_bytes + self.used_bytes > self.peak_bytes + self.peak_bytes / SLACK { self.oldest() } else { None }
     }
 }
 
@@ -258,7 +262,8 @@ mod tests {
             other.write_bytes(3, small.size());
             let grown = keeping.realloc(other, small, 2 << 20);
             assert!(grown.read() == 3 && grown.add(small.size() - 1).read() == 3);
-            keeping.with(|state| assert!(state.kept_bytes + state.used_bytes <= state.peak_bytes));
+            let most = |state: &mut State| state.peak_bytes + state.peak_bytes / SLACK;
+            keeping.with(|state| assert!(state.kept_bytes + state.used_bytes <= most(state)));
             keeping.dealloc(grown, Layout::array::<u8>(2 << 20).unwrap());
             // What cannot be had does not count, and what was kept is given back for it.
             let peak = keeping.with(|state| state.peak_bytes);

@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod edit;
 pub mod evaluate;
+pub mod export;
 pub mod generate;
 pub mod golden;
 pub mod import;

@@ -41,6 +41,9 @@ struct RawRules {
     #[serde(default)]
     fill: BTreeMap<String, f32>,
     rules: Vec<RawRule>,
+    /// From our names to the official ones.
+    #[serde(default)]
+    export: Vec<RawRule>,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +58,10 @@ struct RawRule {
     permute: Option<Vec<usize>>,
     squeeze: Option<usize>,
     merge: Option<usize>,
+    divide: Option<RawDivide>,
+    insert: Option<usize>,
     axes: Option<usize>,
+    join: Option<RawJoin>,
     reverse: Option<usize>,
     split: Option<RawSplit>,
 }
@@ -65,6 +71,20 @@ struct RawRule {
 struct RawSplit {
     axis: usize,
     into: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDivide {
+    axis: usize,
+    parts: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawJoin {
+    axis: usize,
+    order: Vec<String>,
 }
 
 /// The rules of one part of a system.
@@ -89,6 +109,8 @@ struct Rule {
     reverse: Option<usize>,
     /// Axis and the replacements that name the equal pieces.
     split: Option<(usize, Vec<String>)>,
+    /// Axis and the first group's texts in order: tensors that get one name are joined.
+    join: Option<(usize, Vec<String>)>,
 }
 
 /// A change of a tensor's axes.
@@ -100,6 +122,10 @@ enum Change {
     Squeeze(usize),
     /// Joins an axis with the next.
     Merge(usize),
+    /// Splits axis `.0` into `.1` parts and what each holds.
+    Divide(usize, usize),
+    /// Adds an axis of length 1.
+    Insert(usize),
     /// Adds axes of length 1 at the end until there are so many.
     Axes(usize),
     /// The piece `.1` of `.2` equal ones along an axis.
@@ -112,10 +138,31 @@ impl Rules {
     /// # Errors
     /// [`Error::Unknown`] for another system or part.
     pub fn builtin(system: &str, part: &str) -> Result<Self> {
+        let (text, place) = Self::file(system)?;
+        Self::parse(text, &place, part)
+    }
+
+    /// The rules that turn our names into the official ones.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for another system or part; [`Error::Unsupported`] for one that can only be imported.
+    pub fn export(system: &str, part: &str) -> Result<Self> {
+        let (text, place) = Self::file(system)?;
+        let raw = Self::part(text, &place, part)?;
+        if raw.export.is_empty() {
+            return Err(Error::unsupported(
+                format!("export of a {part} in the layout of `{system}`"),
+                "its weights can only be imported",
+            ));
+        }
+        Self::build(&place, &raw, &raw.export)
+    }
+
+    fn file(system: &str) -> Result<(&'static str, String)> {
         let Some((_, text)) = FILES.iter().find(|(name, _)| *name == system) else {
             return Err(Error::unknown("checkpoint rules", "system", system, FILES.iter().map(|(name, _)| *name)));
         };
-        Self::parse(text, &format!("checkpoints/{system}.toml"), part)
+        Ok((text, format!("checkpoints/{system}.toml")))
     }
 
     /// Reads one part's rules from the text of a rule file; `place` names it in errors.
@@ -123,31 +170,41 @@ impl Rules {
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unknown`] if the text is no rule file or has no such part.
     pub fn parse(text: &str, place: &str, part: &str) -> Result<Self> {
+        let raw = Self::part(text, place, part)?;
+        Self::build(place, &raw, &raw.rules)
+    }
+
+    fn part(text: &str, place: &str, part: &str) -> Result<RawRules> {
         let file: RuleFile = config::parse_toml(text, place, &[])?;
         let known: Vec<String> = file.parts.keys().cloned().collect();
-        let Some(raw) = file.parts.into_iter().find_map(|(name, raw)| (name == part).then_some(raw)) else {
-            return Err(Error::unknown(place, "part", part, known));
-        };
+        let found = file.parts.into_iter().find_map(|(name, raw)| (name == part).then_some(raw));
+        found.ok_or_else(|| Error::unknown(place, "part", part, known))
+    }
+
+    fn build(place: &str, raw: &RawRules, rules: &[RawRule]) -> Result<Self> {
         let regex = |pattern: &String| Regex::new(pattern).map_err(|e| Error::invalid(place, e.to_string()));
         let maybe = |pattern: &Option<String>| pattern.as_ref().map(regex).transpose();
-        let rules = raw.rules.into_iter().map(|raw| {
+        let rules = rules.iter().map(|raw| {
             Ok(Rule {
                 find: regex(&raw.find)?,
                 when: maybe(&raw.when)?,
                 unless: maybe(&raw.unless)?,
-                rename: raw.rename,
+                rename: raw.rename.clone(),
                 drop: raw.drop,
                 changes: [
-                    raw.permute.map(Change::Permute),
+                    raw.permute.clone().map(Change::Permute),
                     raw.squeeze.map(Change::Squeeze),
                     raw.merge.map(Change::Merge),
+                    raw.divide.as_ref().map(|divide| Change::Divide(divide.axis, divide.parts)),
+                    raw.insert.map(Change::Insert),
                     raw.axes.map(Change::Axes),
                 ]
                 .into_iter()
                 .flatten()
                 .collect(),
                 reverse: raw.reverse,
-                split: raw.split.map(|split| (split.axis, split.into)),
+                split: raw.split.as_ref().map(|split| (split.axis, split.into.clone())),
+                join: raw.join.as_ref().map(|join| (join.axis, join.order.clone())),
             })
         });
         Ok(Self {
@@ -205,7 +262,7 @@ impl Rules {
             })
             .collect();
         let whole = |(name, shape): (&String, &Vec<usize>)| {
-            Step { from: name.clone(), shape: shape.clone(), changes: Vec::new() }.named(name)
+            Step { from: name.clone(), shape: shape.clone(), changes: Vec::new(), place: None }.named(name)
         };
         let mut pieces: Vec<(String, Step)> = shapes.iter().map(whole).collect();
         for rule in active {
@@ -215,13 +272,22 @@ impl Rules {
         }
         let mut plan = Plan { source, steps: BTreeMap::new(), dropped: Vec::new() };
         for (target, step) in pieces {
-            let from = step.from.clone();
-            if let Some(other) = plan.steps.insert(target.clone(), step) {
-                let problem = format!("both `{}` and `{from}` of {} become `{target}`", other.from, source.place());
+            plan.steps.entry(target).or_default().push(step);
+        }
+        for (target, steps) in &mut plan.steps {
+            steps.sort_by_key(|step| step.place.map(|(_, index, _)| index));
+            let whole = steps
+                .iter()
+                .enumerate()
+                .all(|(i, step)| step.place.is_some_and(|(_, index, of)| index == i && of == steps.len()));
+            let alone = steps.len() == 1 && steps[0].place.is_none();
+            if !(alone || whole && joined(steps).is_some()) {
+                let names: Vec<&str> = steps.iter().map(|step| step.from.as_str()).collect();
+                let problem = format!("`{}` of {} become `{target}`", names.join("`, `"), source.place());
                 return Err(Error::invalid(&self.place, problem));
             }
         }
-        let used: BTreeSet<&String> = plan.steps.values().map(|step| &step.from).collect();
+        let used: BTreeSet<&String> = plan.steps.values().flatten().map(|step| &step.from).collect();
         plan.dropped = shapes.keys().filter(|name| !used.contains(name)).cloned().collect();
         Ok(plan)
     }
@@ -247,6 +313,12 @@ impl Rules {
         }
         for change in &rule.changes {
             step.change(change.clone()).map_err(|problem| self.unsuited(&name, rule, &problem))?;
+        }
+        if let Some((axis, order)) = &rule.join {
+            let group = rule.find.captures(&name).and_then(|groups| Some(groups.get(1)?.as_str().to_string()));
+            let index = group.and_then(|group| order.iter().position(|text| *text == group));
+            let index = index.ok_or_else(|| self.unsuited(&name, rule, "its first group is not in `order`"))?;
+            step.place = Some((*axis, index, order.len()));
         }
         let Some((axis, names)) = &rule.split else {
             let name = match &rule.rename {
@@ -280,7 +352,8 @@ impl Rule {
 /// A source seen through rules.
 pub struct Plan<'a> {
     source: &'a dyn Source,
-    steps: BTreeMap<String, Step>,
+    /// One for each tensor, or several that are joined.
+    steps: BTreeMap<String, Vec<Step>>,
     dropped: Vec<String>,
 }
 
@@ -297,19 +370,55 @@ impl Source for Plan<'_> {
     }
 
     fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        self.steps.iter().map(|(name, step)| (name.clone(), step.shape.clone())).collect()
+        let shape = |steps: &Vec<Step>| joined(steps).unwrap_or_default();
+        self.steps.iter().map(|(name, steps)| (name.clone(), shape(steps))).collect()
     }
 
     fn read(&self, name: &str) -> Result<Stored> {
-        let Some(step) = self.steps.get(name) else {
+        let Some(steps) = self.steps.get(name) else {
             return Err(Error::unknown(self.place(), "tensor", name, self.steps.keys()));
         };
-        let mut stored = self.source.read(&step.from)?;
-        for change in &step.changes {
-            stored = change.values(stored);
+        let read = |step: &Step| {
+            let stored = self.source.read(&step.from)?;
+            Ok(step.changes.iter().fold(stored, |stored, change| change.values(stored)))
+        };
+        let mut pieces: Vec<Stored> = steps.iter().map(read).collect::<Result<_>>()?;
+        match (pieces.len(), steps.first().and_then(|step| step.place)) {
+            (1, _) | (_, None) => Ok(pieces.swap_remove(0)),
+            (_, Some((axis, ..))) => concatenated(&pieces, axis, joined(steps).unwrap_or_default())
+                .ok_or_else(|| Error::invalid(self.place(), format!("the parts of `{name}` are of different kinds"))),
         }
-        Ok(stored)
     }
+}
+
+/// The shape of joined tensors; `None` if theirs do not suit each other.
+fn joined(steps: &[Step]) -> Option<Vec<usize>> {
+    let first = steps.first()?;
+    let Some((axis, ..)) = first.place else { return Some(first.shape.clone()) };
+    let mut shape = first.shape.clone();
+    *shape.get_mut(axis)? = 0;
+    for step in steps {
+        shape[axis] += step.shape.get(axis)?;
+        let other = |i: usize| i == axis || step.shape[i] == shape[i];
+        if step.shape.len() != shape.len() || !(0..shape.len()).all(other) {
+            return None;
+        }
+    }
+    Some(shape)
+}
+
+/// Tensors one after the other along an axis; `None` if they are not all floats.
+fn concatenated(pieces: &[Stored], axis: usize, shape: Vec<usize>) -> Option<Stored> {
+    let outer: usize = shape[..axis].iter().product();
+    let values = pieces.iter().map(Stored::floats).collect::<Option<Vec<&[f32]>>>()?;
+    let mut all = Vec::with_capacity(shape.iter().product());
+    for i in 0..outer {
+        for piece in &values {
+            let inner = piece.len() / outer;
+            all.extend_from_slice(&piece[i * inner..(i + 1) * inner]);
+        }
+    }
+    Some(Stored { shape, values: Values::Floats(all) })
 }
 
 /// Where a tensor comes from and what happens to it.
@@ -318,6 +427,8 @@ struct Step {
     from: String,
     shape: Vec<usize>,
     changes: Vec<Change>,
+    /// Along which axis it is joined with others, as which of how many.
+    place: Option<(usize, usize, usize)>,
 }
 
 impl Step {
@@ -356,6 +467,19 @@ impl Change {
                 }
                 new[*axis] *= new.remove(axis + 1);
             }
+            Self::Divide(axis, parts) => match new.get(*axis) {
+                Some(length) if *parts > 0 && length % parts == 0 => {
+                    new[*axis] /= parts;
+                    new.insert(*axis, *parts);
+                }
+                _ => return Err(format!("axis {axis} of {shape:?} has no {parts} equal parts")),
+            },
+            Self::Insert(axis) => {
+                if *axis > new.len() {
+                    return Err(format!("{shape:?} has no axis {axis}"));
+                }
+                new.insert(*axis, 1);
+            }
             Self::Axes(axes) => {
                 if new.len() > *axes {
                     return Err(format!("{shape:?} has more than {axes} axes"));
@@ -376,7 +500,7 @@ impl Change {
             return stored;
         };
         let values = match self {
-            Self::Squeeze(_) | Self::Merge(_) | Self::Axes(_) => stored.values,
+            Self::Squeeze(_) | Self::Merge(_) | Self::Axes(_) | Self::Divide(..) | Self::Insert(_) => stored.values,
             Self::Permute(order) => {
                 let index = permuted(&stored.shape, order);
                 gather(&stored.values, &index)

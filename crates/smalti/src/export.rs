@@ -1,0 +1,136 @@
+//! `export`: a part of a bundle in the layout of the official code.
+
+use crate::Settings;
+use serde::{Deserialize, Serialize};
+use smalti_base::{Error, Progress, Result};
+use smalti_models::checkpoint::tensors::Precision;
+use smalti_models::checkpoint::{BundlePaths, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
+use smalti_models::generators::GeneratorConfig;
+use smalti_models::quantizers::QuantizerConfig;
+use smalti_models::tokenizers::TokenizerConfig;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Whose names the weights get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputLayout {
+    /// The code that the system was published with
+    #[default]
+    Official,
+}
+
+/// What `export` is told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportArgs {
+    /// Bundle or run folder
+    pub bundle: PathBuf,
+    /// Whose names the weights get
+    #[arg(long, value_enum, default_value_t = OutputLayout::Official)]
+    pub layout: OutputLayout,
+    /// Which part, of a bundle that has both
+    #[arg(long, value_name = "tokenizer|generator", value_parser = part)]
+    pub part: Option<Part>,
+    /// The file, which ends in .safetensors
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+fn part(name: &str) -> Result<Part, String> {
+    let found = [Part::Tokenizer, Part::Generator].into_iter().find(|part| part.name() == name);
+    found.ok_or_else(|| "expected tokenizer or generator".into())
+}
+
+/// A resolved and checked `export`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportPlan {
+    /// The bundle's folder.
+    pub bundle: PathBuf,
+    /// Which part.
+    pub part: Part,
+    /// The rules file whose layout it gets.
+    pub system: &'static str,
+    /// The file.
+    pub out: PathBuf,
+}
+
+/// What `export` made.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportOutcome {
+    /// The file.
+    pub file: PathBuf,
+    /// Whose layout it has.
+    pub system: &'static str,
+    /// Number of tensors in it.
+    pub tensors: usize,
+    /// Tensors of the bundle that the official layout does not have.
+    pub dropped: Vec<String>,
+}
+
+/// Finds the part and the layout; reads no weights.
+///
+/// # Errors
+/// A bundle without the part, or with two and no choice; a system without official layout; a file of another kind.
+pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
+    let paths = BundlePaths::find(&args.bundle)?;
+    let there: Vec<Part> = [Part::Tokenizer, Part::Generator].into_iter().filter(|part| paths.has(*part)).collect();
+    let part = match (args.part, there.as_slice()) {
+        (Some(part), _) => part,
+        (None, [part]) => *part,
+        (None, _) => {
+            let problem = "holds a tokenizer and a generator";
+            return Err(Error::invalid_hint(paths.root().display(), problem, "choose one with --part"));
+        }
+    };
+    if args.out.extension().is_none_or(|ending| ending != "safetensors") {
+        return Err(Error::file(&args.out, "must end in .safetensors, the one kind of file that is written"));
+    }
+    let kind = match part {
+        Part::Tokenizer => official_tokenizer(&read_config(&paths, part)?),
+        Part::Generator => official_generator(&read_config(&paths, part)?),
+    };
+    let system = kind.ok_or_else(|| {
+        Error::unsupported(
+            format!("an official layout of this {}", part.name()),
+            "vqgan, kl, var and mar have one; the bundle's own file is a plain safetensors file, too",
+        )
+    })?;
+    Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, out: args.out.clone() })
+}
+
+fn official_tokenizer(config: &TokenizerConfig) -> Option<&'static str> {
+    match config {
+        TokenizerConfig::Vqgan(config) => match config.quantizer {
+            QuantizerConfig::Vq(_) => Some("vqgan"),
+            QuantizerConfig::MultiScale(_) => Some("var"),
+            QuantizerConfig::Fsq(_) => None,
+        },
+        TokenizerConfig::Kl(_) => Some("autoencoder-kl"),
+        TokenizerConfig::Vit(_) | TokenizerConfig::Patches(_) => None,
+    }
+}
+
+fn official_generator(config: &GeneratorConfig) -> Option<&'static str> {
+    match config {
+        GeneratorConfig::Var(_) => Some("var"),
+        GeneratorConfig::Mar(_) => Some("mar"),
+        GeneratorConfig::Gpt(_) | GeneratorConfig::MaskGit(_) | GeneratorConfig::CausalMar(_) => None,
+    }
+}
+
+/// Writes the file, one tensor in memory at a time.
+///
+/// # Errors
+/// What reading and writing return.
+pub fn run(plan: &ExportPlan, _: &dyn Progress) -> Result<ExportOutcome> {
+    let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).weights(plan.part))?;
+    let official = Rules::export(plan.system, plan.part.name())?.plan(&weights)?;
+    copy_tensors(&plan.out, &official, Precision::F32, &BTreeMap::from([("format".into(), "pt".into())]))?;
+    Ok(ExportOutcome {
+        file: plan.out.clone(),
+        system: plan.system,
+        tensors: official.shapes().len(),
+        dropped: official.dropped().to_vec(),
+    })
+}
