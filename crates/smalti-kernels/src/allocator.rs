@@ -24,6 +24,10 @@ pub struct Keeping {
 /// The least size that is kept: smaller blocks are the system allocator's own business.
 const LARGE: usize = 256 << 10;
 
+/// From this size on glibc returns blocks to the kernel: those leave the large holes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const RETURNED: libc::c_int = 4 << 20;
+
 /// What is kept may pass the peak by this part of it: a training step asks for its sizes in another order than it gave them back,
 /// and without slack every sixth block would come from the kernel anew.
 const SLACK: usize = 12;
@@ -112,13 +116,13 @@ impl Keeping {
         block
     }
 
-    /// Makes glibc return large blocks to the kernel when they are freed. By itself it begins to keep them in its heap, too, where
-    /// they leave holes that other sizes do not fill.
+    /// Makes glibc return the largest blocks to the kernel when they are freed. By itself it begins to keep them in its heap, too,
+    /// where they leave holes that other sizes do not fill.
     fn prepare(&self) {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         if !self.prepared.swap(true, Ordering::Relaxed) {
             // SAFETY: a setting of the allocator, which may be changed at any time.
-            unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE as libc::c_int) };
+            unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, RETURNED) };
         }
     }
 

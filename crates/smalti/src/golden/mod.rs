@@ -102,6 +102,9 @@ const STAGES: &[Stage] = &[
 pub fn run(folder: &Path, device: &Device) -> Result<CaseReport> {
     let case = Case::open(folder, device)?;
     let Some(stage) = STAGES.iter().find(|stage| stage.system == case.system && (stage.knows)(&case)) else {
+        if case.is_empty() && STAGES.iter().any(|stage| stage.system == case.system) {
+            return Err(Error::file(folder, "holds no io.safetensors"));
+        }
         let (case, not_compared) = (case.title(), case.untouched());
         return Ok(CaseReport { case, status: Status::NotImplemented, rows: Vec::new(), not_compared, error: None });
     };
