@@ -114,6 +114,13 @@ impl TokenSpec {
         Self { layout, kind: TokenKind::Discrete { vocabulary }, image_size }
     }
 
+    /// The same kind of tokens for pictures of another size: a grid of `h` by `w`, each token with as many pixels as before.
+    pub fn on_grid(&self, h: usize, w: usize) -> Self {
+        let ((rows, columns), (height, width)) = (self.layout.finest(), self.image_size);
+        let image_size = (height * h / rows.max(1), width * w / columns.max(1));
+        Self { layout: Layout::Grid { h, w }, kind: self.kind, image_size }
+    }
+
     /// Tokens that are vectors of so many channels.
     pub fn continuous(layout: Layout, channels: usize, image_size: (usize, usize)) -> Self {
         Self { layout, kind: TokenKind::Continuous { channels }, image_size }

@@ -4,7 +4,14 @@
 
 mod stage;
 
-use smalti::models::checkpoint::{Precision, Source, Stored, WeightsFile, write_tensors};
+use burn::tensor::Device;
+use smalti::base::{Layout, TokenSpec};
+use smalti::models::ConditionConfig;
+use smalti::models::checkpoint::{
+    Precision, Rules, Source, Stored, Values, WeightsFile, parameter_map, parameters, write_tensors,
+};
+use smalti::models::generators::GptConfig;
+
 use stage::{error_of, json_of, text};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -82,4 +89,98 @@ fn what_does_not_fit_is_said() {
     let variant = refused(&|_| {}, &["--variant", "imagenet-f16-1024"]);
     assert!(variant.contains("the variant `vqgan/emoji3d-64` would fit"), "{variant}");
     assert!(variant.contains("`decoder.conv_in.bias` is [128], expected [512]"), "{variant}");
+}
+
+/// A second stage over the demo's tokens, with random weights, and both stages in one file as the official code keeps them.
+fn second_stage(path: &Path) -> PathBuf {
+    let recipe = path.with_extension("toml");
+    let text = r#"
+        name = "second-stage"
+        seed = 1
+        [task]
+        kind = "generator"
+        tokenizer = "."
+        train = "."
+        validation = "."
+        [task.model]
+        kind = "gpt"
+        width = 32
+        depth = 2
+        heads = 2
+        shared_table = true
+        block_size = 70
+        tokens = { layout = { kind = "grid", h = 8, w = 8 }, vocabulary = 1024, image_size = [64, 64] }
+        condition = { kind = "class", classes = 9 }
+        [batch]
+        size = 1
+        [schedule]
+        steps = 1
+        [optimizer]
+        learning_rate = 1e-3
+        betas = [0.9, 0.95]
+        weight_decay = 0.01
+    "#;
+    std::fs::write(&recipe, text).unwrap();
+    let tokens = TokenSpec::discrete(Layout::Grid { h: 8, w: 8 }, 1024, (64, 64));
+    let config = GptConfig {
+        shared_table: true,
+        block_size: Some(70),
+        ..GptConfig::new(tokens, ConditionConfig::Class { classes: 9 }, 32, 2, 2)
+    };
+    let gpt = config.init(&Device::flex()).unwrap();
+    let names: Vec<String> = parameter_map(&gpt).into_keys().collect();
+    let ours = parameters(&gpt, &names).unwrap();
+    let transformer = Rules::export("vqgan", "generator").unwrap();
+    let transformer = transformer.plan(&ours).unwrap();
+    official(path, |tensors| {
+        *tensors = std::mem::take(tensors)
+            .into_iter()
+            .map(|(name, stored)| (format!("first_stage_model.{name}"), stored))
+            .chain(transformer.shapes().into_keys().map(|name| (name.clone(), transformer.read(&name).unwrap())))
+            .collect();
+        let mask = Stored { shape: vec![1, 1, 2, 2], values: Values::Floats(vec![1.0, 0.0, 1.0, 1.0]) };
+        tensors.insert("transformer.blocks.0.attn.mask".into(), mask);
+    });
+    recipe
+}
+
+#[test]
+fn both_stages_come_from_one_file_and_make_pictures_of_any_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, bundle) = (folder.path().join("net2net.safetensors"), folder.path().join("bundle"));
+    let recipe = second_stage(&file);
+    let outcome = json_of(&["import", text(&file), "--system", "vqgan", "-o", text(&bundle)]);
+    assert_eq!(outcome["parts"][0]["variant"], "vqgan/emoji3d-64");
+    let import = ["import", text(&file), "--system", "vqgan", "--variant", text(&recipe), "-o", text(&bundle)];
+    assert_eq!(json_of(&import)["parts"][0]["part"], "generator");
+
+    let picture = folder.path().join("picture.png");
+    let generate = |more: &[&str]| {
+        let generate = ["generate", "--model", text(&bundle), "-o", text(&picture)];
+        [&generate[..], more].concat().into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    let made = generate(&["--class", "2", "--size", "64x88"]);
+    let made = json_of(&made.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(made["size"], serde_json::json!([64, 88]));
+    let pixels = smalti::data::image::open(&picture, [255; 3], &Default::default()).unwrap();
+    assert_eq!((pixels.height, pixels.width), (64, 88));
+    for (more, expected) in [
+        (&[][..], "makes pictures of a class only"),
+        (&["--class", "2", "--size", "64x90"], "expected multiples of 8x8, at least 64x64"),
+        (&["--class", "2", "--size", "56"], "at least 64x64"),
+        (&["--class", "2", "--size", "axb"], "expected height x width"),
+        (&["--class", "2", "--guidance", "2"], "guidance"),
+    ] {
+        let refused = generate(more);
+        let message = error_of(&refused.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        assert!(message.contains(expected), "{message}");
+    }
+
+    let back = folder.path().join("back.safetensors");
+    let outcome = json_of(&["export", text(&bundle), "--part", "generator", "-o", text(&back)]);
+    assert_eq!(outcome["system"], "vqgan");
+    let (back, official) = (WeightsFile::open(&back).unwrap(), WeightsFile::open(&file).unwrap());
+    for name in official.names().filter(|name| name.starts_with("transformer.") && !name.ends_with("mask")) {
+        assert_eq!(back.read(name).unwrap(), official.read(name).unwrap(), "{name}");
+    }
 }

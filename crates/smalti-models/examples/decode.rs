@@ -17,18 +17,9 @@ const RUNS: usize = 2;
 fn main() {
     let number = |place| std::env::args().nth(place).and_then(|text| text.parse().ok());
     let width = number(1).unwrap_or(768);
-    let config = GptConfig {
-        tokens: TokenSpec::discrete(Layout::Grid { h: 16, w: 16 }, 1024, (256, 256)),
-        condition: ConditionConfig::Class { classes: 10 },
-        condition_dropout: 0.0,
-        width,
-        depth: number(2).unwrap_or(12),
-        heads: (width / 64).max(1),
-        mlp_ratio: 4,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        visible_prefix: false,
-    };
+    let tokens = TokenSpec::discrete(Layout::Grid { h: 16, w: 16 }, 1024, (256, 256));
+    let (depth, heads) = (number(2).unwrap_or(12), (width / 64).max(1));
+    let config = GptConfig::new(tokens, ConditionConfig::Class { classes: 10 }, width, depth, heads);
     let Ok(model) = config.init(&Device::flex()) else {
         return eprintln!("such a model is not possible");
     };
@@ -61,7 +52,7 @@ fn seconds(model: &Gpt, n: usize) -> f64 {
     let image = |seed| ImageRequest { condition: Condition::Class(1), seed, known: None };
     let images = (0..n as u64).map(image).collect();
     let sampling = Sampling { temperature: 0.0, ..Default::default() };
-    let Ok(mut generation) = model.start(&Request { images, sampling }) else {
+    let Ok(mut generation) = model.start(&Request::new(images, sampling)) else {
         return f64::NAN;
     };
     let start = Instant::now();

@@ -15,6 +15,7 @@ fn import_and_export_are_inverse() {
         ("var/transformer-l2norm/vae_weights", "var", "tokenizer", "quantize.ema_vocab_hit_SV"),
         ("var/transformer-l2norm/weights", "var", "generator", "-"),
         ("var/transformer-shared-aln/weights", "var", "generator", "-"),
+        ("vqgan/net2net-class/weights", "vqgan", "generator", "first_stage_model."),
         ("mar/tiny/weights", "mar", "generator", "-"),
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../golden/{file}.safetensors"));

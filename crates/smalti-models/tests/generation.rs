@@ -5,7 +5,8 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec};
-use smalti_models::generators::{GptConfig, MaskGitConfig, VarConfig};
+use smalti_models::generators::gpt::Window;
+use smalti_models::generators::{GptConfig, MaskGitConfig, TokenOrder, VarConfig};
 use smalti_models::quantizers::multi_scale::Refinement;
 use smalti_models::quantizers::{MultiScaleConfig, QuantizerConfig, QuantizerModel, VqConfig};
 use smalti_models::sampling::{GuidanceSchedule, Schedule};
@@ -24,17 +25,18 @@ fn tokens() -> TokenSpec {
 
 fn gpt(condition: ConditionConfig, visible_prefix: bool) -> GeneratorConfig {
     GeneratorConfig::Gpt(GptConfig {
-        tokens: tokens(),
-        condition,
         condition_dropout: 0.1,
-        width: 32,
-        depth: 2,
-        heads: 4,
         mlp_ratio: 2,
         dropout: 0.1,
         attention_dropout: 0.1,
         visible_prefix,
+        ..GptConfig::new(tokens(), condition, 32, 2, 4)
     })
+}
+
+fn shuffled(condition: ConditionConfig) -> GeneratorConfig {
+    let GeneratorConfig::Gpt(config) = gpt(condition, false) else { unreachable!() };
+    GeneratorConfig::Gpt(GptConfig { order: TokenOrder::Random, block_size: Some(20), pkeep: 0.7, ..config })
 }
 
 fn maskgit(condition: ConditionConfig) -> GeneratorConfig {
@@ -83,6 +85,7 @@ fn all() -> Vec<(GeneratorConfig, Condition)> {
     vec![
         (gpt(ConditionConfig::None, false), Condition::None),
         (gpt(class.clone(), false), Condition::Class(3)),
+        (shuffled(class.clone()), Condition::Class(3)),
         (gpt(text.clone(), false), Condition::Text(vec![4, 29, 0])),
         (gpt(text.clone(), true), Condition::Text(vec![4, 29, 0])),
         (maskgit(ConditionConfig::None), Condition::None),
@@ -121,7 +124,7 @@ fn image(condition: &Condition, seed: u64, known: Option<Known>) -> ImageRequest
 }
 
 fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampling) -> Vec<Vec<i64>> {
-    let mut generation = model.start(&Request { images, sampling: sampling.clone() }).unwrap();
+    let mut generation = model.start(&Request::new(images, sampling.clone())).unwrap();
     let steps = generation.steps();
     for done in 0..steps {
         assert_eq!(generation.done(), done);
@@ -211,14 +214,92 @@ fn cached_decoding_equals_argmax_of_teacher_forced_logits() {
         let sampling = Sampling { temperature: 0.0, ..Default::default() };
         let found = generate(&model, vec![image(&condition, 0, None)], &sampling);
         let codes = Tensor::<2, Int>::from_data(TensorData::new(found[0].clone(), [1, LENGTH]), &Device::flex());
-        let logits = match &model {
-            GeneratorModel::Gpt(gpt) => gpt.logits(ids, codes.clone()),
-            GeneratorModel::Var(var) => var.logits(ids, codes.clone()),
+        let (logits, codes) = match &model {
+            GeneratorModel::Gpt(gpt) => (gpt.logits(ids, gpt.ordered(codes.clone())), gpt.ordered(codes)),
+            GeneratorModel::Var(var) => (var.logits(ids, codes.clone()), codes),
             _ => continue,
         };
         let best = logits.argmax(2).squeeze_dim::<2>(2);
         assert_eq!(rows(best), rows(codes), "{config:?}");
     }
+}
+
+#[test]
+fn a_sliding_window_takes_the_likeliest_token_of_what_it_shows() {
+    let class = ConditionConfig::Class { classes: 5 };
+    let config = gpt(class.clone(), false);
+    let model = model(&config);
+    let GeneratorModel::Gpt(gpt) = &model else { unreachable!() };
+    let sampling = Sampling { temperature: 0.0, ..Default::default() };
+    let generate = |grid, images: Vec<ImageRequest>| {
+        let request = Request { grid: Some(grid), ..Request::new(images, sampling.clone()) };
+        let mut generation = model.start(&request).unwrap();
+        while generation.done() < generation.steps() {
+            generation.next();
+        }
+        rows(generation.codes().discrete().unwrap())
+    };
+    let request = image(&Condition::Class(3), 0, None);
+    let own = self::generate(&model, vec![request.clone()], &sampling);
+    assert_eq!(generate((3, 4), vec![request.clone()]), own, "a window as large as the grid stands still");
+
+    let (grid, (h, w)) = ((5, 7), (3, 4));
+    let found = generate(grid, vec![request.clone(), image(&Condition::Class(1), 0, None)]).swap_remove(0);
+    let window = Window { grid, size: (h, w) };
+    let ids = config.condition().batch(&[Condition::Class(3)], None, &Device::flex()).unwrap();
+    for place in 0..grid.0 * grid.1 {
+        let (row, column) = (place / grid.1, place % grid.1);
+        let (top, left) = window.origin(row, column);
+        assert!((top..top + h).contains(&row) && (left..left + w).contains(&column));
+        // Without a cache; what comes later does not count.
+        let shown: Vec<i64> = (0..h * w).map(|i| found[(top + i / w) * grid.1 + left + i % w]).collect();
+        let shown = Tensor::<2, Int>::from_data(TensorData::new(shown, [1, h * w]), &Device::flex());
+        let best = gpt.logits(ids.clone(), shown).argmax(2).reshape([1, h * w]);
+        assert_eq!(rows(best)[0][(row - top) * w + column - left], found[place], "place {row}, {column}");
+    }
+
+    // Known tokens stay, also between windows.
+    let keep: Vec<bool> = (0..35).map(|place| place % 3 == 1).collect();
+    let known = Known { tokens: vec![7u32; 35].into(), keep: keep.clone() };
+    let painted = generate(grid, vec![image(&Condition::Class(3), 0, Some(known))]).swap_remove(0);
+    assert!(keep.iter().zip(painted).all(|(keep, code)| !keep || code == 7));
+
+    let refused = |config: &GeneratorConfig, grid| {
+        let request = Request { grid: Some(grid), ..Request::new(vec![request.clone()], sampling.clone()) };
+        self::model(config).start(&request).err().unwrap().to_string()
+    };
+    assert!(refused(&config, (2, 9)).contains("at least 3x4"));
+    assert!(refused(&shuffled(class.clone()), grid).contains("row by row"));
+    assert!(refused(&maskgit(class), grid).contains("only gpt can slide"));
+}
+
+#[test]
+fn a_shared_table_needs_its_condition() {
+    let GeneratorConfig::Gpt(config) = gpt(ConditionConfig::Class { classes: 5 }, false) else { unreachable!() };
+    let shared = GptConfig { shared_table: true, condition_dropout: 0.0, ..config };
+    let model = model(&GeneratorConfig::Gpt(shared.clone()));
+    let request = Request::new(vec![image(&Condition::None, 0, None)], Sampling::default());
+    assert!(model.start(&request).err().unwrap().to_string().contains("has no vector for that"));
+    let refused = |config: GptConfig| config.init(&Device::flex()).unwrap_err().to_string();
+    assert!(refused(GptConfig { condition_dropout: 0.1, ..shared.clone() }).contains("null vector"));
+    let many = ConditionConfig::Class { classes: CODES + 1 };
+    assert!(refused(GptConfig { condition: many, ..shared.clone() }).contains("25 ids, the table 24 rows"));
+    assert!(refused(GptConfig { block_size: Some(11), ..shared.clone() }).contains("need 12"));
+    assert!(refused(GptConfig { pkeep: 1.5, ..shared }).contains("pkeep"));
+}
+
+#[test]
+fn pkeep_replaces_so_many_of_the_tokens_that_are_fed() {
+    let loss = |pkeep: f32| {
+        let GeneratorConfig::Gpt(config) = gpt(ConditionConfig::None, false) else { unreachable!() };
+        let config = GptConfig { pkeep, dropout: 0.0, attention_dropout: 0.0, ..config };
+        let model = model(&GeneratorConfig::Gpt(config));
+        let loss = model.loss(codes(4), &vec![Condition::None; 4], &mut Rng::new(1).stream(0, 0)).unwrap();
+        loss.loss.into_scalar::<f32>()
+    };
+    assert_ne!(loss(0.5), loss(1.0));
+    // The targets are the true tokens, so that no number of replaced ones makes the loss small.
+    assert!(loss(0.0) > 1.0);
 }
 
 #[test]
@@ -293,7 +374,7 @@ fn requests_that_do_not_fit_are_refused() {
     for config in [gpt(class.clone(), false), maskgit(class.clone()), var(class, false)] {
         let model = model(&config);
         let refused = |condition: Condition, known: Option<Known>, sampling: Sampling, text: &str| {
-            let request = Request { images: vec![image(&condition, 0, known)], sampling };
+            let request = Request::new(vec![image(&condition, 0, known)], sampling);
             let error = model.start(&request).err().unwrap().to_string();
             assert!(error.contains(text), "{error}");
         };
@@ -306,13 +387,13 @@ fn requests_that_do_not_fit_are_refused() {
         refused(Condition::None, None, Sampling { top_k: Some(0), ..Default::default() }, "top_k");
         refused(Condition::None, None, Sampling { top_p: Some(1.5), ..Default::default() }, "top_p");
         refused(Condition::None, None, Sampling { temperature: f32::NAN, ..Default::default() }, "temperature");
-        let empty = Request { images: Vec::new(), sampling: Sampling::default() };
+        let empty = Request::new(Vec::new(), Sampling::default());
         assert!(model.start(&empty).err().unwrap().to_string().contains("no images"));
         assert!(model.loss(codes(2), &[Condition::None], &mut Rng::new(0).stream(0, 0)).is_err());
     }
     let free = model(&gpt(ConditionConfig::None, false));
     let sampling = Sampling { guidance: 2.0, ..Default::default() };
-    let request = Request { images: vec![image(&Condition::None, 0, None)], sampling };
+    let request = Request::new(vec![image(&Condition::None, 0, None)], sampling);
     assert!(free.start(&request).err().unwrap().to_string().contains("guidance"));
 }
 
@@ -343,8 +424,7 @@ fn smooth_sampling_mixes_codes_and_keeps_known_ones() {
     let model_of = |config: &GeneratorConfig| model(config);
     let var = model_of(&var(class.clone(), false));
     let latents = |images: Vec<ImageRequest>, smooth: bool| {
-        let mut generation =
-            var.start(&Request { images, sampling: Sampling { smooth, ..Default::default() } }).unwrap();
+        let mut generation = var.start(&Request::new(images, Sampling { smooth, ..Default::default() })).unwrap();
         while generation.done() < generation.steps() {
             generation.next();
         }
@@ -369,7 +449,7 @@ fn smooth_sampling_mixes_codes_and_keeps_known_ones() {
     // Other generators refuse.
     let gpt = model_of(&gpt(class, false));
     let sampling = Sampling { smooth: true, ..Default::default() };
-    let refused = gpt.start(&Request { images: vec![request(0)], sampling });
+    let refused = gpt.start(&Request::new(vec![request(0)], sampling));
     assert!(refused.err().unwrap().to_string().contains("smooth"));
 }
 
@@ -383,7 +463,7 @@ fn the_codes_so_far_decode_to_about_the_levels_so_far() {
     let id = model.quantize.table.embedding.weight.id;
     model.quantize.table.embedding.weight = model.quantize.table.embedding.weight.transform_for_load(vectors, id);
     model.quantize.phi.iter_mut().for_each(|conv| *conv = conv.clone().without_bias());
-    let request = Request { images: vec![image(&Condition::None, 3, None)], sampling: Sampling::default() };
+    let request = Request::new(vec![image(&Condition::None, 3, None)], Sampling::default());
     let draws = smalti_models::sampling::Seeded::new([3]);
     let mut generation = model.start_with(&request, Box::new(draws)).unwrap();
     for _ in 0..generation.steps() {

@@ -15,18 +15,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 fn fresh() -> Gpt {
-    let config = GptConfig {
-        tokens: TokenSpec::discrete(Layout::Grid { h: 2, w: 2 }, 20, (8, 8)),
-        condition: ConditionConfig::Class { classes: 3 },
-        condition_dropout: 0.0,
-        width: 16,
-        depth: 2,
-        heads: 2,
-        mlp_ratio: 2,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        visible_prefix: false,
-    };
+    let tokens = TokenSpec::discrete(Layout::Grid { h: 2, w: 2 }, 20, (8, 8));
+    let config = GptConfig { mlp_ratio: 2, ..GptConfig::new(tokens, ConditionConfig::Class { classes: 3 }, 16, 2, 2) };
     config.init(&Device::flex()).unwrap()
 }
 

@@ -174,7 +174,7 @@ fn image(condition: &Condition, seed: u64, known: Option<Known>) -> ImageRequest
 }
 
 fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampling) -> Vec<Vec<f32>> {
-    let mut generation = model.start(&Request { images, sampling: sampling.clone() }).unwrap();
+    let mut generation = model.start(&Request::new(images, sampling.clone())).unwrap();
     for done in 0..generation.steps() {
         assert_eq!(generation.done(), done);
         generation.next();
@@ -302,7 +302,7 @@ fn requests_and_settings_that_do_not_fit_are_refused() {
     for kind in ["mar", "causal_mar"] {
         let model = model(&generator(kind, class, ""));
         let refused = |known: Option<Known>, sampling: Sampling, text: &str| {
-            let request = Request { images: vec![image(&Condition::Class(1), 0, known)], sampling };
+            let request = Request::new(vec![image(&Condition::Class(1), 0, known)], sampling);
             let error = model.start(&request).err().unwrap().to_string();
             assert!(error.contains(text), "{error}");
         };
@@ -328,7 +328,7 @@ fn requests_and_settings_that_do_not_fit_are_refused() {
     let mar = model(&generator("mar", class, ""));
     let request = |steps| {
         let sampling = Sampling { steps: Some(steps), ..Default::default() };
-        Request { images: vec![image(&Condition::None, 0, None)], sampling }
+        Request::new(vec![image(&Condition::None, 0, None)], sampling)
     };
     assert!(mar.start(&request(LENGTH + 1)).err().unwrap().to_string().contains("7 steps"));
     assert_eq!(mar.start(&request(LENGTH)).unwrap().steps(), LENGTH);

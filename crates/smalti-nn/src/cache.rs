@@ -27,6 +27,11 @@ impl KeyValueCache {
         Self { groups: true, ..Self::new(capacity, 0) }
     }
 
+    /// Forgets all tokens and keeps the memory.
+    pub fn clear(&mut self) {
+        self.length = 0;
+    }
+
     /// Tokens seen.
     pub fn length(&self) -> usize {
         self.length

@@ -166,7 +166,7 @@ pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     let mut tokens = tokenizer.encode(pixels::upload(&[small], &device)).to_host()?;
     let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
     let image = ImageRequest { condition: plan.condition.clone(), seed: plan.seed, known: Some(known) };
-    let request = Request { images: vec![image], sampling: plan.sampling.clone() };
+    let request = Request::new(vec![image], plan.sampling.clone());
     let codes = generate(&generator, &request, "editing", progress)?;
     let painted = resize(&pixels::download(tokenizer.decode(&codes))?.swap_remove(0), plan.size, Filter::Bicubic)?;
     let parameters = parameters(plan);

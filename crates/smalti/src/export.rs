@@ -93,7 +93,7 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
     let system = kind.ok_or_else(|| {
         Error::unsupported(
             format!("an official layout of this {}", part.name()),
-            "vqgan, kl, var and mar have one; the bundle's own file is a plain safetensors file, too",
+            "vqgan, kl, var, mar and gpt with shared_table have one; the bundle's own file is a plain safetensors file, too",
         )
     })?;
     Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, out: args.out.clone() })
@@ -115,6 +115,8 @@ fn official_generator(config: &GeneratorConfig) -> Option<&'static str> {
     match config {
         GeneratorConfig::Var(_) => Some("var"),
         GeneratorConfig::Mar(_) => Some("mar"),
+        // The official network has no table for the condition alone.
+        GeneratorConfig::Gpt(config) if config.shared_table => Some("vqgan"),
         GeneratorConfig::Gpt(_) | GeneratorConfig::MaskGit(_) | GeneratorConfig::CausalMar(_) => None,
     }
 }

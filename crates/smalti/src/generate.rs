@@ -35,6 +35,10 @@ pub struct GenerateArgs {
     /// A .png file (several pictures become a grid), or a folder (a file for each picture)
     #[arg(short, long, value_name = "FILE|DIR")]
     pub out: PathBuf,
+    /// Height and width of a picture, larger than the model's own: a window slides over it, for gpt over a convolutional
+    /// tokenizer
+    #[arg(long, value_name = "HxW")]
+    pub size: Option<String>,
     /// Enlarge each pixel to a square of N
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub scale: usize,
@@ -64,6 +68,10 @@ pub struct GeneratePlan {
     pub batch: usize,
     /// Enlargement.
     pub scale: usize,
+    /// Height and width of a picture before it is enlarged.
+    pub size: (usize, usize),
+    /// Rows and columns of tokens, if they are more than the model's own.
+    pub grid: Option<(usize, usize)>,
     /// Where to compute.
     pub device: String,
     /// How the generator's weights are kept.
@@ -116,6 +124,13 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         // Guidance strengthens a condition: without one it only doubles the work.
         sampling.guidance = 1.0;
     }
+    let (size, grid) = match &args.size {
+        None => (model.tokens.image_size, None),
+        Some(size) => {
+            let size = parse_size(size)?;
+            (size, model.grid_of(size)?)
+        }
+    };
     Ok(GeneratePlan {
         prompt: args.prompt.clone(),
         class: args.class.clone(),
@@ -123,6 +138,8 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         count: args.count,
         batch: args.batch.min(args.count),
         scale: args.scale,
+        size,
+        grid,
         device,
         weights,
         out,
@@ -130,6 +147,15 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         model,
         condition,
     })
+}
+
+/// `HxW`, or one number for a square.
+fn parse_size(text: &str) -> Result<(usize, usize)> {
+    let (height, width) = text.split_once(['x', 'X']).unwrap_or((text, text));
+    match (height.trim().parse(), width.trim().parse()) {
+        (Ok(height), Ok(width)) => Ok((height, width)),
+        _ => Err(Error::invalid("--size", format!("`{text}` is no size; expected height x width, such as 256x384"))),
+    }
 }
 
 /// Makes the pictures.
@@ -148,10 +174,14 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
     for (batch, seeds) in seeds.chunks(plan.batch).enumerate() {
         let request = ImageRequest { condition: plan.condition.clone(), seed: 0, known: None };
         let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..request.clone() }).collect();
-        let request = Request { images: requests, sampling: plan.sampling.clone() };
+        let request = Request { grid: plan.grid, ..Request::new(requests, plan.sampling.clone()) };
         let what = if batches > 1 { format!("generating {}/{batches}", batch + 1) } else { "generating".into() };
         let codes = generate(&generator, &request, &what, progress)?;
-        for (image, seed) in pixels::download(tokenizer.decode(&codes))?.iter().zip(seeds) {
+        let decoded = match plan.grid {
+            None => tokenizer.decode(&codes),
+            Some(grid) => tokenizer.decode_grid(&codes, grid)?,
+        };
+        for (image, seed) in pixels::download(decoded)?.iter().zip(seeds) {
             let image = pixels::enlarged(image, plan.scale)?;
             match &plan.out {
                 Output::Folder(folder) => files.push(save(plan, &name(folder, *seed), &image, *seed, 1)?),
@@ -164,7 +194,7 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
         let sheet = if images.len() == 1 { images.swap_remove(0) } else { grid(&images, columns, GAP * plan.scale)? };
         files.push(save(plan, path, &sheet, plan.seed, plan.count)?);
     }
-    let (height, width) = plan.model.tokens.image_size;
+    let (height, width) = plan.size;
     Ok(GenerateOutcome {
         parameters: parameters(plan, plan.seed, if matches!(plan.out, Output::File(_)) { plan.count } else { 1 }),
         size: (height * plan.scale, width * plan.scale),
@@ -212,6 +242,7 @@ fn parameters(plan: &GeneratePlan, seed: u64, count: usize) -> serde_json::Value
         "class": plan.class,
         "seed": seed,
         "count": count,
+        "size": [plan.size.0, plan.size.1],
         "weights": plan.weights.name(),
         "sampling": plan.sampling,
         "model": plan.model.provenance(),

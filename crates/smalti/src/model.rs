@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use serde::Serialize;
-use smalti_base::{Error, Result, TokenSpec};
+use smalti_base::{Error, Layout, Result, TokenSpec};
 use smalti_data::TextTokenizer;
 use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_packed, read_weights};
 use smalti_models::generators::{ConditionConfig, GeneratorConfig, GeneratorModel};
@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 /// The environment variable that names the model to use when none is given.
 pub const MODEL_VARIABLE: &str = "SMALTI_MODEL";
 const DEMO: &str = "assets/demo";
+/// Most pixels of a picture that is larger than the model's own.
+const MOST_PIXELS: usize = 16 << 20;
 
 /// A bundle whose configurations were read and fit each other. No weight was read.
 #[derive(Clone, Debug, Serialize)]
@@ -105,7 +107,7 @@ impl ModelPlan {
     /// [`Error::Unknown`] with the nearest class, [`Error::Invalid`] if the model does not understand such a wish.
     pub fn condition(&self, wish: Wish<'_>) -> Result<Condition> {
         match (&self.condition, wish) {
-            (_, Wish { prompt: None, class: None }) => Ok(Condition::None),
+            (_, Wish { prompt: None, class: None }) => self.unconditional(),
             (ConditionConfig::Text { .. }, Wish { prompt: Some(prompt), class: None }) => {
                 Ok(Condition::Text(self.text_tokenizer()?.encode(prompt)?))
             }
@@ -117,6 +119,7 @@ impl ModelPlan {
                     ConditionConfig::None => ("nothing", "leave the prompt and --class away"),
                     ConditionConfig::Class { .. } => ("a class", "say it with --class, a number or a name"),
                     ConditionConfig::Text { .. } => ("a caption", "say it in words, without --class"),
+                    ConditionConfig::Codes { .. } => ("a code for each place", "give it through the library"),
                 };
                 let given = match (wish.prompt, wish.class) {
                     (Some(_), Some(_)) => "a caption and a class",
@@ -126,6 +129,55 @@ impl ModelPlan {
                 let problem = format!("{given} was given, but this model takes {takes}");
                 Err(Error::invalid_hint(self.bundle.display(), problem, hint))
             }
+        }
+    }
+
+    /// The grid of tokens of pictures of this size, height and width, if it is another than the model's.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the model makes pictures of one size only, [`Error::Invalid`] for a size that is no whole
+    /// number of tokens, too small or too large.
+    pub fn grid_of(&self, (height, width): (usize, usize)) -> Result<Option<(usize, usize)>> {
+        let (least, layout) = (self.tokens.image_size, &self.tokens.layout);
+        if (height, width) == least {
+            return Ok(None);
+        }
+        let is_gpt = matches!(self.generator, Some(GeneratorConfig::Gpt(_)));
+        let (Layout::Grid { h, w }, TokenizerConfig::Vqgan(_), true) = (layout, &self.tokenizer, is_gpt) else {
+            return Err(Error::unsupported(
+                format!("pictures of another size than {}x{} by this model", least.0, least.1),
+                "a window slides only for gpt over a convolutional tokenizer; --scale enlarges pixels",
+            ));
+        };
+        let (rows, columns) = (least.0 / h, least.1 / w);
+        let is_whole = height.is_multiple_of(rows) && width.is_multiple_of(columns);
+        let few = height.checked_mul(width).is_some_and(|pixels| pixels <= MOST_PIXELS);
+        if !is_whole || height < least.0 || width < least.1 || !few {
+            let expected = format!("multiples of {rows}x{columns}, at least {}x{}", least.0, least.1);
+            let problem =
+                format!("{height}x{width}; expected {expected}, and at most {} million pixels", MOST_PIXELS >> 20);
+            return Err(Error::invalid("--size", problem));
+        }
+        Ok(Some((height / rows, width / columns)))
+    }
+
+    /// No condition, unless the generator always needs one.
+    fn unconditional(&self) -> Result<Condition> {
+        let needs = match &self.generator {
+            Some(GeneratorConfig::Gpt(gpt)) => gpt.shared_table && self.condition != ConditionConfig::None,
+            _ => false,
+        };
+        match (needs, &self.condition) {
+            (false, _) => Ok(Condition::None),
+            (true, ConditionConfig::Class { classes }) => Err(Error::invalid_hint(
+                self.bundle.display(),
+                "this model makes pictures of a class only",
+                format!("give one with --class, a number below {classes} or a name"),
+            )),
+            (true, _) => Err(Error::unsupported(
+                "a model of codes for each place, such as depth maps, on the command line",
+                "use the library: `Condition::Codes`",
+            )),
         }
     }
 

@@ -51,7 +51,7 @@ impl Decode {
         let images = conditions(&inputs)?.into_iter().map(|condition| ImageRequest { condition, seed: 0, known: None });
         let sampling = Sampling { temperature: 0.0, ..Default::default() };
         Ok(Self {
-            request: Request { images: images.collect(), sampling },
+            request: Request::new(images.collect(), sampling),
             classes: inputs.ids("classes", row.batch)?,
             codes: inputs.ids("codes", row.batch)?,
             model: bundle::open(row, folder, &device)?,

@@ -58,7 +58,7 @@ impl Decode {
         });
         let sampling = Sampling { steps: Some(steps), ..Default::default() };
         Ok(Self {
-            request: Request { images: images.collect(), sampling },
+            request: Request::new(images.collect(), sampling),
             classes: inputs.ids("classes", row.batch)?,
             model: match bundle::open(row, folder, &device)? {
                 GeneratorModel::MaskGit(model) => model,

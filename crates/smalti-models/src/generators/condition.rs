@@ -25,6 +25,15 @@ pub enum ConditionConfig {
         /// Tokens in front of the image: longer captions are cut, shorter ones padded.
         length: usize,
     },
+    /// A code for each place of the image's grid, such as tokens of a depth map (VQGAN).
+    Codes {
+        /// Number of codes.
+        codes: usize,
+        /// Rows.
+        h: usize,
+        /// Columns.
+        w: usize,
+    },
 }
 
 impl ConditionConfig {
@@ -34,6 +43,7 @@ impl ConditionConfig {
             Self::None => 0,
             Self::Class { classes } => *classes,
             Self::Text { vocabulary, .. } => *vocabulary,
+            Self::Codes { codes, .. } => *codes,
         }
     }
 
@@ -42,16 +52,19 @@ impl ConditionConfig {
         match self {
             Self::None | Self::Class { .. } => 1,
             Self::Text { length, .. } => *length,
+            Self::Codes { h, w, .. } => h * w,
         }
     }
 
     /// # Errors
-    /// [`Error::Invalid`] if there are no classes, no text tokens or no places for them.
+    /// [`Error::Invalid`] if there are no classes, no text tokens, no codes or no places for them.
     pub fn validate(&self, place: &str) -> Result<()> {
         let problem = match self {
             Self::Class { classes: 0 } => "classes = 0; expected at least 1",
             Self::Text { vocabulary: 0, .. } => "vocabulary = 0; expected at least 1",
             Self::Text { length: 0, .. } => "length = 0; expected at least 1",
+            Self::Codes { codes: 0, .. } => "codes = 0; expected at least 1",
+            Self::Codes { h, w, .. } if h * w == 0 => "no places for codes; expected h and w of at least 1",
             _ => return Ok(()),
         };
         Err(Error::invalid(format!("{place}: condition"), problem))
@@ -67,6 +80,13 @@ impl ConditionConfig {
             (_, Condition::None) => Vec::new(),
             (Self::Class { .. }, Condition::Class(class)) => vec![*class as usize],
             (Self::Text { .. }, Condition::Text(text)) => text.iter().map(|id| *id as usize).collect(),
+            (Self::Codes { .. }, Condition::Codes(codes)) => {
+                if codes.len() != self.length() {
+                    let problem = format!("{} codes for {} places; expected one for each", codes.len(), self.length());
+                    return Err(Error::invalid("condition", problem));
+                }
+                codes.iter().map(|id| *id as usize).collect()
+            }
             (_, other) => {
                 let problem = format!("a {} was given to a generator that takes {}", kind(other), self.describe());
                 return Err(Error::invalid("condition", problem));
@@ -107,6 +127,7 @@ impl ConditionConfig {
             Self::None => "no condition",
             Self::Class { .. } => "a class",
             Self::Text { .. } => "text",
+            Self::Codes { .. } => "a code for each place",
         }
     }
 }
@@ -116,5 +137,6 @@ fn kind(condition: &Condition) -> &'static str {
         Condition::None => "null condition",
         Condition::Class(_) => "class",
         Condition::Text(_) => "text token",
+        Condition::Codes(_) => "code",
     }
 }

@@ -7,6 +7,7 @@ pub mod diffusion;
 pub mod gpt;
 pub mod mar;
 pub mod maskgit;
+pub mod order;
 pub mod request;
 pub mod var;
 mod vectors;
@@ -16,6 +17,7 @@ pub use condition::ConditionConfig;
 pub use gpt::{Gpt, GptConfig};
 pub use mar::{Mar, MarConfig};
 pub use maskgit::{MaskGit, MaskGitConfig};
+pub use order::TokenOrder;
 pub use request::{ImageRequest, Known, Request};
 pub use var::{Var, VarConfig};
 pub use vectors::{ConditionVectors, StackConfig};
@@ -38,6 +40,8 @@ pub enum Condition {
     Class(u32),
     /// Token ids of a caption, without padding.
     Text(Vec<u32>),
+    /// A code for each place of the image's grid, row by row.
+    Codes(Vec<u32>),
 }
 
 /// Predicts the codes of its spec. It never knows which tokenizer is beside it.
@@ -285,6 +289,12 @@ impl Generator for GeneratorModel {
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
         if request.sampling.smooth && !matches!(self, Self::Var(_)) {
             return Err(Error::unsupported("smooth sampling by this generator", "only var can mix codes"));
+        }
+        if request.grid.is_some() && !matches!(self, Self::Gpt(_)) {
+            return Err(Error::unsupported(
+                "pictures of another size by this generator",
+                "only gpt can slide a window",
+            ));
         }
         match self {
             Self::Gpt(model) => Generator::start(model, request),

@@ -60,9 +60,16 @@ pub struct Request {
     pub images: Vec<ImageRequest>,
     /// How tokens are drawn, the same for all.
     pub sampling: Sampling,
+    /// Rows and columns of tokens, if the pictures are to be larger than the generator's own.
+    pub grid: Option<(usize, usize)>,
 }
 
 impl Request {
+    /// Pictures of the generator's own size.
+    pub fn new(images: Vec<ImageRequest>, sampling: Sampling) -> Self {
+        Self { images, sampling, grid: None }
+    }
+
     /// Checks everything, and returns the kept codes of each image, `None` where one is to be made.
     ///
     /// # Errors
@@ -138,11 +145,16 @@ impl Request {
     /// # Errors
     /// As [`ConditionConfig::ids`].
     pub(super) fn condition_rows(&self, config: &ConditionConfig, device: &Device) -> Result<Tensor<2, Int>> {
+        config.batch(&self.conditions(), None, device)
+    }
+
+    /// The conditions, and with guidance below them as many times none.
+    pub(super) fn conditions(&self) -> Vec<Condition> {
         let mut rows: Vec<Condition> = self.images.iter().map(|image| image.condition.clone()).collect();
         if self.sampling.is_guided() {
             rows.resize(2 * rows.len(), Condition::None);
         }
-        config.batch(&rows, None, device)
+        rows
     }
 }
 

@@ -5,7 +5,7 @@ use crate::quantizers::{Quantizer, QuantizerModel, Stats};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Result, TokenSpec};
+use smalti_base::{Error, Layout, Result, TokenSpec};
 
 pub mod kl;
 pub mod patches;
@@ -218,6 +218,22 @@ impl TokenizerModel {
                 Some(TokenMoments { means_bnc, deviations_bnc: Some(deviations_bnc) })
             }
             Self::Patches(model) => Some(TokenMoments { means_bnc: model.encode(images_bchw), deviations_bnc: None }),
+        }
+    }
+
+    /// Images of codes `[b, h w]` on another grid than the spec's, `[b, 3, height, width]`, about -1..1 and not clamped.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless the decoder is convolutional and the codes are one grid.
+    pub fn decode_grid(&self, codes: &Codes, (h, w): (usize, usize)) -> Result<Tensor<4>> {
+        match (self, codes) {
+            (Self::Vqgan(model), Codes::Discrete(ids)) if matches!(self.spec().layout, Layout::Grid { .. }) => {
+                Ok(self.to_pixels(self.features(model.quantize.decode(ids.clone(), h, w))))
+            }
+            _ => Err(Error::unsupported(
+                "pictures of another size by this tokenizer",
+                "only a convolutional tokenizer whose codes are one grid makes pictures of any size",
+            )),
         }
     }
 

@@ -23,10 +23,6 @@ impl Case {
         self.get(name).floats().unwrap()
     }
 
-    pub fn ints(&self, name: &str) -> &[i64] {
-        self.get(name).ints().unwrap()
-    }
-
     pub fn ids<const D: usize>(&self, name: &str) -> Tensor<D, Int> {
         let stored = self.get(name);
         let data = TensorData::new(stored.ints().unwrap().to_vec(), stored.shape.clone());
@@ -35,15 +31,5 @@ impl Case {
 
     pub fn into_tensors(self) -> BTreeMap<String, Stored> {
         self.0
-    }
-
-    /// Compares with the reference, element by element.
-    pub fn check<const D: usize>(&self, name: &str, found: Tensor<D>, absolute: f32, relative: f32) {
-        let found = found.into_data().convert::<f32>().try_into_vec::<f32>().unwrap();
-        let expected = self.floats(name);
-        assert_eq!(found.len(), expected.len(), "{name}");
-        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-            assert!((f - e).abs() <= absolute + relative * e.abs(), "{name}[{i}]: {f}, expected {e}");
-        }
     }
 }

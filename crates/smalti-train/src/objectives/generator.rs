@@ -175,7 +175,7 @@ impl GeneratorObjective {
             .enumerate()
             .map(|(i, condition)| ImageRequest { condition, seed: i as u64, known: None })
             .collect();
-        let mut generation = model.start(&Request { images, sampling: self.task.sampling.clone() })?;
+        let mut generation = model.start(&Request::new(images, self.task.sampling.clone()))?;
         while generation.done() < generation.steps() {
             generation.next();
         }
@@ -307,6 +307,12 @@ impl Tokens {
                     Some(caption) => Condition::Text(text.encode(caption)?),
                     None => return Err(Error::invalid(place(), "has no caption, but the model's condition is text")),
                 },
+                (ConditionConfig::Codes { .. }, _) => {
+                    return Err(Error::unsupported(
+                        "training with a code for each place as the condition, which token folders do not hold",
+                        "condition on a class, text or nothing",
+                    ));
+                }
                 (ConditionConfig::Text { .. }, None) => {
                     return Err(Error::invalid("recipe: task.text", "is missing, but the model's condition is text"));
                 }

@@ -133,9 +133,10 @@ impl Subject {
             ConditionConfig::None => Condition::None,
             ConditionConfig::Class { .. } => Condition::Class(0),
             ConditionConfig::Text { length, .. } => Condition::Text(vec![0; *length]),
+            ConditionConfig::Codes { h, w, .. } => Condition::Codes(vec![0; h * w]),
         };
         let image = |i: usize| ImageRequest { condition: condition.clone(), seed: i as u64, known: None };
-        let request = Request { images: (0..batch).map(image).collect(), sampling: sampling.clone() };
+        let request = Request::new((0..batch).map(image).collect(), sampling.clone());
         generator.start(&request)?.next();
         let start = Instant::now();
         let mut generation = generator.start(&request)?;

@@ -239,7 +239,7 @@ fn generation(case: &Case, compare: &mut Comparison, model: &Mar, given: &Given,
     };
     let labels = case.ints("labels")?.iter();
     let image = |label: &i64| ImageRequest { condition: Condition::Class(*label as u32), seed: 0, known: None };
-    let request = Request { images: labels.map(image).collect(), sampling: sampling.clone() };
+    let request = Request::new(labels.map(image).collect(), sampling.clone());
     let orders = orders(case, &name("orders"), model.config.tokens.length())?;
     let draws = Replay {
         orders: orders.clone(),

@@ -153,7 +153,7 @@ fn replay(case: &Case, compare: &mut Comparison, stage: &str, schedule: Schedule
         images,
         places,
     };
-    let request = Request { images: requests.collect(), sampling };
+    let request = Request::new(requests.collect(), sampling);
     let mut generation = model.start_with(&request, Box::new(draws))?;
     // Steps that are left out hold the start; the last step masks nothing.
     let mut all: Vec<i64> = (0..images).flat_map(|i| start[i * places..(i + 1) * places].repeat(steps)).collect();

@@ -11,6 +11,7 @@ mod fsq;
 mod kl;
 mod mar;
 mod maskgit;
+mod net2net;
 mod var;
 mod vqgan;
 
@@ -91,6 +92,9 @@ const STAGES: &[Stage] = &[
     Stage { system: "vq-vae", knows: codebooks::knows_library, run: codebooks::library },
     Stage { system: "vq-vae", knows: codebooks::knows_sonnet, run: codebooks::sonnet },
     Stage { system: "vqgan", knows: codebooks::knows_taming, run: codebooks::taming },
+    Stage { system: "vqgan", knows: net2net::knows_orders, run: net2net::orders },
+    Stage { system: "vqgan", knows: net2net::knows_transformer, run: net2net::transformer },
+    Stage { system: "vqgan", knows: net2net::knows_window, run: net2net::window },
     Stage { system: "vqgan", knows: vqgan::knows_blocks, run: vqgan::blocks },
     Stage { system: "vqgan", knows: vqgan::knows_model, run: vqgan::model },
 ];

@@ -73,11 +73,12 @@ pub(super) fn knows_model(case: &Case) -> bool {
         && case.setting::<Network>("ddconfig").is_ok_and(|network| !network.double_z && network.in_channels == 3)
 }
 
-fn tokenizer(case: &Case, legacy: bool, device: &Device) -> Result<Vqgan> {
-    let network: Network = case.setting("ddconfig")?;
-    let embed_dim = case.setting("embed_dim")?;
-    let quantizer =
-        VqConfig { codebook: Learning::Gradient { legacy }, ..VqConfig::new(case.setting("n_embed")?, embed_dim) };
+/// The autoencoder whose settings are below `place`, such as `first_stage.`.
+pub(super) fn tokenizer(case: &Case, place: &str, legacy: bool, device: &Device) -> Result<Vqgan> {
+    let network: Network = case.setting(&format!("{place}ddconfig"))?;
+    let embed_dim = case.setting(&format!("{place}embed_dim"))?;
+    let codes = case.setting(&format!("{place}n_embed"))?;
+    let quantizer = VqConfig { codebook: Learning::Gradient { legacy }, ..VqConfig::new(codes, embed_dim) };
     let config = VqganConfig {
         image_size: network.resolution,
         in_channels: network.in_channels,
@@ -102,13 +103,13 @@ fn tokenizer(case: &Case, legacy: bool, device: &Device) -> Result<Vqgan> {
 
 pub(super) fn model(case: &Case, compare: &mut Comparison) -> Result<()> {
     let device = case.device();
-    let vqgan = tokenizer(case, true, device)?;
+    let vqgan = tokenizer(case, "", true, device)?;
     let image = case.tensor::<4>("image")?;
     compare.floats("h_enc", vqgan.encoder.forward(image.clone()))?;
     let z = vqgan.latents(image.clone());
     compare.floats("z", z.clone())?;
     for (name, legacy) in [("emb_loss", true), ("emb_loss_legacy_false", false)] {
-        let loss = tokenizer(case, legacy, device)?.quantize.train_forward(z.clone()).loss;
+        let loss = tokenizer(case, "", legacy, device)?.quantize.train_forward(z.clone()).loss;
         compare.floats(name, loss.ok_or_else(|| Error::invalid(name, "the quantizer has no loss"))?)?;
     }
     let [_, _, h, w] = z.dims();
@@ -170,7 +171,7 @@ fn loss(case: &Case, model: &TokenizerModel) -> Result<TokenizerLoss> {
 /// Losses before and after the critic's start, and gradients.
 fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let device = case.autodiff();
-    let (vqgan, critic) = (tokenizer(case, true, &device)?, critic(case, &device)?);
+    let (vqgan, critic) = (tokenizer(case, "", true, &device)?, critic(case, &device)?);
     let model = TokenizerModel::Vqgan(vqgan);
     let (loss, image) = (loss(case, &model)?, case.tensor::<4>("image")?);
     let term = |terms: &[(&'static str, Tensor<1>)], name: &str| {

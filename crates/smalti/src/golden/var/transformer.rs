@@ -210,7 +210,7 @@ fn start(
     };
     let draws = Given { noise: noise.unwrap_or_default(), ..Given::new(var, images.len()) };
     let images = images.into_iter().map(|(condition, known)| ImageRequest { condition, seed: 0, known }).collect();
-    var.start_with(&Request { images, sampling }, Box::new(draws))
+    var.start_with(&Request::new(images, sampling), Box::new(draws))
 }
 
 /// Decodes what came out, in 0..1.
