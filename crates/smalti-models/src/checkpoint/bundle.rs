@@ -263,9 +263,14 @@ pub fn copy_part<C: Serialize>(
     weights: &dyn Source,
     precision: Precision,
 ) -> Result<PartFacts> {
-    files::create_folder(&bundle.root.join(part.name()))?;
+    let folder = bundle.root.join(part.name());
+    files::create_folder(&folder)?;
     let metadata = BTreeMap::from([("format".to_string(), "smalti".to_string())]);
-    copy_tensors(&bundle.weights(part), weights, precision, &metadata)?;
+    if let Err(error) = copy_tensors(&bundle.weights(part), weights, precision, &metadata) {
+        // Only empty folders go: what was there before stays.
+        let _ = std::fs::remove_dir(&folder).and_then(|()| std::fs::remove_dir(&bundle.root));
+        return Err(error);
+    }
     config::write_json(&bundle.config(part), config)?;
     let parameters = weights.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
     Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters })

@@ -3,6 +3,7 @@
 //! [`open_weights`] reads safetensors and PyTorch files, [`tensors`] reads and writes named tensors, [`weights`] moves them in and out of a module, [`bundle`] is the folder that holds
 //! a usable model, [`rules`] turn official checkpoints into ours.
 
+mod axes;
 pub mod bundle;
 pub mod import;
 mod open;
