@@ -135,7 +135,9 @@ fn second_stage(path: &Path) -> PathBuf {
     official(path, |tensors| {
         *tensors = std::mem::take(tensors)
             .into_iter()
-            .map(|(name, stored)| (format!("first_stage_model.{name}"), stored))
+            .flat_map(|(name, stored)| {
+                ["first_stage_model", "cond_stage_model"].map(|stage| (format!("{stage}.{name}"), stored.clone()))
+            })
             .chain(transformer.shapes().into_keys().map(|name| (name.clone(), transformer.read(&name).unwrap())))
             .collect();
         let mask = Stored { shape: vec![1, 1, 2, 2], values: Values::Floats(vec![1.0, 0.0, 1.0, 1.0]) };
@@ -150,7 +152,11 @@ fn both_stages_come_from_one_file_and_make_pictures_of_any_size() {
     let (file, bundle) = (folder.path().join("net2net.safetensors"), folder.path().join("bundle"));
     let recipe = second_stage(&file);
     let outcome = json_of(&["import", text(&file), "--system", "vqgan", "-o", text(&bundle)]);
-    assert_eq!(outcome["parts"][0]["variant"], "vqgan/emoji3d-64");
+    for (i, part) in ["tokenizer", "condition"].into_iter().enumerate() {
+        assert_eq!(outcome["parts"][i]["part"], part);
+        assert_eq!(outcome["parts"][i]["variant"], "vqgan/emoji3d-64");
+        assert_eq!(outcome["parts"][i]["loaded"], 189);
+    }
     let import = ["import", text(&file), "--system", "vqgan", "--variant", text(&recipe), "-o", text(&bundle)];
     assert_eq!(json_of(&import)["parts"][0]["part"], "generator");
 

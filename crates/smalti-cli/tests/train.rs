@@ -128,6 +128,55 @@ fn from_images_to_pictures_of_captions() {
 }
 
 #[test]
+fn from_images_to_pictures_of_images() {
+    let place = Place::new();
+    place.train("tokenizer.toml", "run");
+    place.tokenize("train");
+    place.tokenize("validation");
+    let (run, tokens) = (place.path("run"), place.path("tokens"));
+    // The images are their own conditions.
+    let task = |condition: Value| {
+        json!({
+            "kind": "generator", "model": generator("gpt", json!({ "kind": "codes", "codes": 16, "h": 4, "w": 4 })),
+            "tokenizer": run, "train": tokens.join("train"), "validation": tokens.join("validation"),
+            "condition_tokens": condition,
+        })
+    };
+    let paths = json!({ "tokenizer": run, "train": tokens.join("train"), "validation": tokens.join("validation") });
+    write_recipe(&place.path("gpt.toml"), task(paths));
+    place.train("gpt.toml", "gpt");
+    let (model, out, depth) = (place.path("gpt"), place.path("out.png"), place.path("images/train/3.png"));
+    assert!(model.join("bundle/condition/model.safetensors").is_file());
+    let generate = |more: &[&str]| {
+        let generate = ["generate", "--model", text(&model), "-o", text(&out)];
+        [&generate[..], more].concat().into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    let made = |more: &[&str]| json_of(&generate(more).iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(made(&["--condition", text(&depth)])["size"], json!([SIDE, SIDE]));
+    assert_eq!(made(&["--condition", text(&depth), "--size", "24x32"])["size"], json!([24, 32]));
+    made(&[]);
+    let edit = ["edit", text(&depth), "--mask", text(&depth), "--condition", text(&depth), "--model", text(&model)];
+    json_of(&[&edit[..], &["-o", text(&out)]].concat());
+    let refused = |more: &[&str]| error_of(&generate(more).iter().map(String::as_str).collect::<Vec<_>>(), 1);
+    assert!(refused(&["--class", "1"]).contains("a class was given, but this model takes an image"));
+    let numbers = json_of(&["evaluate", text(&model), "--data", text(&place.path("images/validation"))]);
+    assert!(numbers["generator"].is_null() && numbers["tokenizer"]["psnr"].as_f64().is_some());
+
+    let (recipe, out) = (place.path("gpt.toml"), place.path("none"));
+    let refused = |condition: Value| {
+        write_recipe(&recipe, task(condition));
+        error_of(&["train", text(&recipe), "--out", text(&out)], 1)
+    };
+    let swapped =
+        json!({ "tokenizer": run, "train": tokens.join("validation"), "validation": tokens.join("validation") });
+    assert!(refused(swapped).contains("has no row of this key, which is its condition"));
+    let mut without = task(Value::Null);
+    without.as_object_mut().unwrap().remove("condition_tokens");
+    write_recipe(&recipe, without);
+    assert!(error_of(&["train", text(&recipe), "--out", text(&out)], 1).contains("task.condition_tokens"));
+}
+
+#[test]
 fn from_images_to_token_maps_to_pictures_of_classes() {
     let place = Place::with(pyramid_tokenizer());
     place.train("tokenizer.toml", "run");

@@ -85,9 +85,24 @@ pub struct GeneratorTask {
     /// How training varies captions; only with a model whose condition is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captions: Option<CaptionConfig>,
+    /// Where the condition of an image is; only with a model whose condition is codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition_tokens: Option<ConditionTokens>,
     /// Sampling settings of the pictures shown in evaluations, which become the bundle's defaults.
     #[serde(default)]
     pub sampling: Sampling,
+}
+
+/// Tokens of images, such as depth maps, that belong to the images to learn from: those with the same keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConditionTokens {
+    /// Bundle or run folder of the tokenizer that made them; it becomes a part of the bundle.
+    pub tokenizer: PathBuf,
+    /// Folder of token shards, for the images to learn from.
+    pub train: PathBuf,
+    /// Folder of token shards, for the images to measure on.
+    pub validation: PathBuf,
 }
 
 /// How training varies captions, so that words count by themselves and not only as parts of one caption.
@@ -230,6 +245,14 @@ impl Recipe {
             };
             if !problem.is_empty() {
                 return Err(Error::invalid(format!("{place}: task.text"), problem));
+            }
+            let reads_codes = matches!(task.model.condition(), ConditionConfig::Codes { .. });
+            if task.condition_tokens.is_some() != reads_codes {
+                let problem = match reads_codes {
+                    true => "is missing, but the model's condition is codes",
+                    false => "is given, but the model's condition is not codes; leave it out",
+                };
+                return Err(Error::invalid(format!("{place}: task.condition_tokens"), problem));
             }
             match &task.captions {
                 Some(_) if !reads_text => {

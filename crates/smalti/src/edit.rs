@@ -1,7 +1,7 @@
 //! `edit`: part of an image painted anew, the rest kept pixel by pixel.
 
 use crate::generate::generate;
-use crate::model::{ModelPlan, Wish};
+use crate::model::{ModelPlan, PlannedCondition, Wish};
 use crate::output::Output;
 use crate::pixels;
 use crate::{SamplingArgs, Settings, WeightsArgs};
@@ -11,7 +11,7 @@ use smalti_data::Image;
 use smalti_data::image::{Limits, Mask, decode_mask, save_png};
 use smalti_data::transforms::{Filter, resize};
 use smalti_models::sampling::Sampling;
-use smalti_models::{Condition, ImageRequest, Known, Request, Tokenizer};
+use smalti_models::{ImageRequest, Known, Request, Tokenizer};
 use smalti_nn::dense::WeightPrecision;
 use std::path::PathBuf;
 
@@ -34,6 +34,9 @@ pub struct EditArgs {
     /// Class by number or name, for models of classes
     #[arg(long, value_name = "N|NAME")]
     pub class: Option<String>,
+    /// An image such as a depth map, for models of one; it is stretched to the picture's size
+    #[arg(long, value_name = "IMAGE")]
+    pub condition: Option<PathBuf>,
     /// The .png file to write
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
@@ -60,6 +63,9 @@ pub struct EditPlan {
     pub prompt: Option<String>,
     /// The class as typed.
     pub class: Option<String>,
+    /// The image that is the condition.
+    #[serde(rename = "condition")]
+    pub condition_image: Option<PathBuf>,
     /// Seed of the random draws.
     pub seed: u64,
     /// Where to compute.
@@ -74,7 +80,7 @@ pub struct EditPlan {
     /// The model.
     pub model: ModelPlan,
     #[serde(skip)]
-    condition: Condition,
+    condition: PlannedCondition,
     #[serde(skip)]
     pixels: Image,
     #[serde(skip)]
@@ -114,9 +120,13 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         ));
     }
     let (h, w) = layout.finest();
-    let condition = model.condition(Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref() })?;
+    let condition = model.condition(Wish {
+        prompt: args.prompt.as_deref(),
+        class: args.class.as_deref(),
+        image: args.condition.as_deref(),
+    })?;
     let mut sampling = args.sampling.over(model.sampling())?;
-    if condition == Condition::None {
+    if condition.is_none() {
         sampling.guidance = 1.0;
     }
     let limits = Limits::default();
@@ -139,6 +149,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         tokens: (keep.iter().filter(|keep| !**keep).count(), keep.len()),
         prompt: args.prompt.clone(),
         class: args.class.clone(),
+        condition_image: args.condition.clone(),
         seed: settings.seed(),
         device,
         weights,
@@ -158,14 +169,15 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
 /// What reading the weights, generating and writing return, or [`Error::Interrupted`].
 pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     Output::File(plan.out.clone()).prepare()?;
-    plan.model.remark(&plan.condition).iter().for_each(|line| progress.say(line));
     let device = device::open(&plan.device)?;
+    let condition = plan.model.resolve(&plan.condition, None, &device)?;
+    plan.model.remark(&condition).iter().for_each(|line| progress.say(line));
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let generator = plan.model.open_generator(&device, plan.weights)?;
     let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::Bicubic)?;
     let mut tokens = tokenizer.encode(pixels::upload(&[small], &device)).to_host()?;
     let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
-    let image = ImageRequest { condition: plan.condition.clone(), seed: plan.seed, known: Some(known) };
+    let image = ImageRequest { condition, seed: plan.seed, known: Some(known) };
     let request = Request::new(vec![image], plan.sampling.clone());
     let codes = generate(&generator, &request, "editing", progress)?;
     let painted = resize(&pixels::download(tokenizer.decode(&codes))?.swap_remove(0), plan.size, Filter::Bicubic)?;
@@ -193,6 +205,7 @@ fn parameters(plan: &EditPlan) -> serde_json::Value {
         "verb": "edit",
         "prompt": plan.prompt,
         "class": plan.class,
+        "condition": plan.condition_image,
         "seed": plan.seed,
         "image": plan.image,
         "mask": plan.mask,

@@ -152,8 +152,19 @@ pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
                 "its predictions have no probabilities to compare: leave --weights away",
             ));
         }
+        if needs_images(&model) {
+            return Err(Error::unsupported(
+                "comparing weights of a generator of images' codes",
+                "the data holds no conditions: leave --weights away",
+            ));
+        }
     }
     Ok(EvaluatePlan { batch: args.batch.max(1), device, weights, data, model })
+}
+
+/// Whether the generator's conditions are images, which a data set does not hold beside its own.
+fn needs_images(model: &ModelPlan) -> bool {
+    matches!(model.condition, ConditionConfig::Codes { .. })
 }
 
 /// Computes the numbers.
@@ -163,7 +174,12 @@ pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
 pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutcome> {
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
-    let mut judge = plan.model.has_generator().then(|| Judge::open(plan, &device)).transpose()?;
+    if needs_images(&plan.model) {
+        progress
+            .say("note: the generator is not measured, since its conditions are images that the data does not hold");
+    }
+    let is_judged = plan.model.has_generator() && !needs_images(&plan.model);
+    let mut judge = is_judged.then(|| Judge::open(plan, &device)).transpose()?;
     let mut usage = plan.model.tokens.vocabulary().map(Usage::new);
     let mut scores = Vec::new();
     let skipped = plan.data.each_batch("evaluating", 0, plan.batch, progress, |batch, _| {

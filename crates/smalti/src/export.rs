@@ -3,6 +3,7 @@
 use crate::Settings;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result};
+use smalti_models::checkpoint::import::rules_of;
 use smalti_models::checkpoint::tensors::Precision;
 use smalti_models::checkpoint::{BundlePaths, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
 use smalti_models::generators::GeneratorConfig;
@@ -29,8 +30,8 @@ pub struct ExportArgs {
     /// Whose names the weights get
     #[arg(long, value_enum, default_value_t = OutputLayout::Official)]
     pub layout: OutputLayout,
-    /// Which part, of a bundle that has both
-    #[arg(long, value_name = "tokenizer|generator", value_parser = part)]
+    /// Which part, of a bundle that has several
+    #[arg(long, value_name = "tokenizer|generator|condition", value_parser = part)]
     pub part: Option<Part>,
     /// The file, which ends in .safetensors
     #[arg(short, long, value_name = "FILE")]
@@ -38,8 +39,8 @@ pub struct ExportArgs {
 }
 
 fn part(name: &str) -> Result<Part, String> {
-    let found = [Part::Tokenizer, Part::Generator].into_iter().find(|part| part.name() == name);
-    found.ok_or_else(|| "expected tokenizer or generator".into())
+    let found = Part::ALL.into_iter().find(|part| part.name() == name);
+    found.ok_or_else(|| "expected tokenizer, generator or condition".into())
 }
 
 /// A resolved and checked `export`.
@@ -74,12 +75,13 @@ pub struct ExportOutcome {
 /// A bundle without the part, or with two and no choice; a system without official layout; a file of another kind.
 pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
     let paths = BundlePaths::find(&args.bundle)?;
-    let there: Vec<Part> = [Part::Tokenizer, Part::Generator].into_iter().filter(|part| paths.has(*part)).collect();
+    let there: Vec<Part> = Part::ALL.into_iter().filter(|part| paths.has(*part)).collect();
     let part = match (args.part, there.as_slice()) {
         (Some(part), _) => part,
         (None, [part]) => *part,
         (None, _) => {
-            let problem = "holds a tokenizer and a generator";
+            let names: Vec<&str> = there.iter().map(|part| part.name()).collect();
+            let problem = format!("its parts are {}", names.join(", "));
             return Err(Error::invalid_hint(paths.root().display(), problem, "choose one with --part"));
         }
     };
@@ -87,7 +89,7 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
         return Err(Error::file(&args.out, "must end in .safetensors, the one kind of file that is written"));
     }
     let kind = match part {
-        Part::Tokenizer => official_tokenizer(&read_config(&paths, part)?),
+        Part::Tokenizer | Part::Condition => official_tokenizer(&read_config(&paths, part)?),
         Part::Generator => official_generator(&read_config(&paths, part)?),
     };
     let system = kind.ok_or_else(|| {
@@ -127,7 +129,7 @@ fn official_generator(config: &GeneratorConfig) -> Option<&'static str> {
 /// What reading and writing return.
 pub fn run(plan: &ExportPlan, _: &dyn Progress) -> Result<ExportOutcome> {
     let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).weights(plan.part))?;
-    let official = Rules::export(plan.system, plan.part.name())?.plan(&weights)?;
+    let official = Rules::export(plan.system, rules_of(plan.part).name())?.plan(&weights)?;
     copy_tensors(&plan.out, &official, Precision::F32, &BTreeMap::from([("format".into(), "pt".into())]))?;
     Ok(ExportOutcome {
         file: plan.out.clone(),

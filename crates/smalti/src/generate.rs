@@ -1,6 +1,6 @@
 //! `generate`: text, a class or nothing to pictures.
 
-use crate::model::{ModelPlan, Wish};
+use crate::model::{ModelPlan, PlannedCondition, Wish};
 use crate::output::Output;
 use crate::pixels;
 use crate::{SamplingArgs, Settings, WeightsArgs};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
 use smalti_models::sampling::Sampling;
-use smalti_models::{Codes, Condition, Generator, ImageRequest, Request, Tokenizer};
+use smalti_models::{Codes, Generator, ImageRequest, Request, Tokenizer};
 use smalti_nn::dense::WeightPrecision;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,9 @@ pub struct GenerateArgs {
     /// Class by number or name, for models of classes
     #[arg(long, value_name = "N|NAME")]
     pub class: Option<String>,
+    /// An image such as a depth map, for models of one; it is stretched to the picture's size
+    #[arg(long, value_name = "IMAGE")]
+    pub condition: Option<PathBuf>,
     /// Number of pictures
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
     pub count: usize,
@@ -60,6 +63,9 @@ pub struct GeneratePlan {
     pub prompt: Option<String>,
     /// The class as typed.
     pub class: Option<String>,
+    /// The image that is the condition.
+    #[serde(rename = "condition")]
+    pub condition_image: Option<PathBuf>,
     /// Seed of the first picture; picture i has this seed + i.
     pub seed: u64,
     /// Number of pictures.
@@ -84,7 +90,7 @@ pub struct GeneratePlan {
     /// The model.
     pub model: ModelPlan,
     #[serde(skip)]
-    condition: Condition,
+    condition: PlannedCondition,
 }
 
 /// What `generate` made.
@@ -118,9 +124,13 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
     let weights = args.weights.resolve(&device)?;
     let model = ModelPlan::find(args.model.as_deref())?;
     model.must_generate()?;
-    let condition = model.condition(Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref() })?;
+    let condition = model.condition(Wish {
+        prompt: args.prompt.as_deref(),
+        class: args.class.as_deref(),
+        image: args.condition.as_deref(),
+    })?;
     let mut sampling = args.sampling.over(model.sampling())?;
-    if condition == Condition::None {
+    if condition.is_none() {
         // Guidance strengthens a condition: without one it only doubles the work.
         sampling.guidance = 1.0;
     }
@@ -134,6 +144,7 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
     Ok(GeneratePlan {
         prompt: args.prompt.clone(),
         class: args.class.clone(),
+        condition_image: args.condition.clone(),
         seed: settings.seed(),
         count: args.count,
         batch: args.batch.min(args.count),
@@ -164,15 +175,16 @@ fn parse_size(text: &str) -> Result<(usize, usize)> {
 /// What reading the weights, generating and writing return, or [`Error::Interrupted`]; pictures that were already written stay.
 pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutcome> {
     plan.out.prepare()?;
-    plan.model.remark(&plan.condition).iter().for_each(|line| progress.say(line));
     let device = device::open(&plan.device)?;
+    let condition = plan.model.resolve(&plan.condition, plan.grid, &device)?;
+    plan.model.remark(&condition).iter().for_each(|line| progress.say(line));
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let generator = plan.model.open_generator(&device, plan.weights)?;
     let seeds: Vec<u64> = (0..plan.count as u64).map(|i| plan.seed.wrapping_add(i)).collect();
     let (mut files, mut images) = (Vec::new(), Vec::new());
     let batches = seeds.len().div_ceil(plan.batch);
     for (batch, seeds) in seeds.chunks(plan.batch).enumerate() {
-        let request = ImageRequest { condition: plan.condition.clone(), seed: 0, known: None };
+        let request = ImageRequest { condition: condition.clone(), seed: 0, known: None };
         let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..request.clone() }).collect();
         let request = Request { grid: plan.grid, ..Request::new(requests, plan.sampling.clone()) };
         let what = if batches > 1 { format!("generating {}/{batches}", batch + 1) } else { "generating".into() };
@@ -240,6 +252,7 @@ fn parameters(plan: &GeneratePlan, seed: u64, count: usize) -> serde_json::Value
         "verb": "generate",
         "prompt": plan.prompt,
         "class": plan.class,
+        "condition": plan.condition_image,
         "seed": seed,
         "count": count,
         "size": [plan.size.0, plan.size.1],

@@ -5,12 +5,12 @@ use crate::variants::{self, PartConfig, Variant};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenSpec, files};
-use smalti_models::checkpoint::import::{Imported, compare, views};
+use smalti_models::checkpoint::import::{Imported, compare, rules_of, views};
 use smalti_models::checkpoint::{
     BundlePaths, Manifest, Part, PartFacts, Precision, Report, Rules, Source, copy_part, open_weights, read_config,
     read_weights,
 };
-use smalti_models::generators::GeneratorModel;
+use smalti_models::generators::{GeneratorConfig, GeneratorModel};
 use smalti_models::tokenizers::TokenizerConfig;
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ pub struct PartPlan {
     /// The recipe whose model it is.
     pub variant: String,
     /// The key below which its tensors are.
-    pub key: Option<&'static str>,
+    pub key: Option<String>,
     #[serde(skip)]
     fits: Variant,
 }
@@ -92,7 +92,7 @@ pub struct ImportedPart {
 struct Attempt {
     part: Part,
     variant: Variant,
-    key: Option<&'static str>,
+    key: Option<String>,
     report: Report,
     place: String,
 }
@@ -102,9 +102,9 @@ struct Attempt {
 /// # Errors
 /// Weights that cannot be read; a system without rules; [`Error::Invalid`] that says what does not fit, and which variant would.
 pub fn plan(args: &ImportArgs, _: &Settings) -> Result<ImportPlan> {
-    let parts: Vec<Part> = [Part::Tokenizer, Part::Generator]
+    let parts: Vec<Part> = Part::ALL
         .into_iter()
-        .map(|part| Ok((part, Rules::has(&args.system, part.name())?)))
+        .map(|part| Ok((part, Rules::has(&args.system, rules_of(part).name())?)))
         .filter_map(|found: Result<(Part, bool)>| match found {
             Ok((part, has)) => has.then_some(Ok(part)),
             Err(error) => Some(Err(error)),
@@ -115,14 +115,14 @@ pub fn plan(args: &ImportArgs, _: &Settings) -> Result<ImportPlan> {
     let all = variants::all()?;
     let mut attempts = Vec::new();
     for part in parts {
-        for variant in wished.iter().chain(&all).filter(|variant| variant.part() == part) {
+        for variant in wished.iter().chain(&all).filter(|variant| variant.part() == rules_of(part)) {
             attempts.extend(attempt(args, part, variant, source.as_ref())?);
         }
     }
     let fits = |attempt: &&Attempt| attempt.report.problems() == 0;
     let is_wished = |attempt: &&Attempt| wished.as_ref().is_none_or(|wished| wished.name == attempt.variant.name);
     let mut found: Vec<PartPlan> = Vec::new();
-    for part in [Part::Tokenizer, Part::Generator] {
+    for part in Part::ALL {
         let fitting = attempts.iter().filter(|attempt| attempt.part == part).filter(fits).filter(is_wished);
         found.extend(choose(args, fitting.collect())?);
     }
@@ -141,9 +141,9 @@ pub fn plan(args: &ImportArgs, _: &Settings) -> Result<ImportPlan> {
 
 /// The views of the source that the rules of this part can be applied to, compared with a variant.
 fn attempt(args: &ImportArgs, part: Part, variant: &Variant, source: &dyn Source) -> Result<Vec<Attempt>> {
-    let rules = Rules::builtin(&args.system, part.name())?;
+    let rules = Rules::builtin(&args.system, rules_of(part).name())?;
     let mut attempts = Vec::new();
-    for (key, view) in views(source) {
+    for (key, view) in views(source, part) {
         let report = match &variant.config {
             PartConfig::Tokenizer(config) => compare(&rules, &config.init(&Device::flex())?, view.as_ref()),
             PartConfig::Generator(config) => compare(&rules, &config.init(&Device::flex())?, view.as_ref()),
@@ -164,7 +164,7 @@ fn choose(args: &ImportArgs, fitting: Vec<&Attempt>) -> Result<Option<PartPlan>>
         let problem = format!("the weights fit several variants: {}", others.join(", "));
         return Err(Error::invalid_hint(args.source.display(), problem, "choose one with --variant"));
     }
-    let (part, key) = (first.part, first.key);
+    let (part, key) = (first.part, first.key.clone());
     Ok(Some(PartPlan { part, variant: first.variant.name.clone(), key, fits: first.variant.clone() }))
 }
 
@@ -210,18 +210,18 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
     let mut parts = Vec::new();
     progress.begin("importing", plan.parts.len() as u64, "parts");
     for (done, part) in plan.parts.iter().enumerate() {
-        let views = views(source.as_ref());
+        let views = views(source.as_ref(), part.part);
         let view = views.iter().find(|(key, _)| *key == part.key).map(|(_, view)| view.as_ref());
         let view = view.ok_or_else(|| Error::file(&plan.source, "the file changed while it was read"))?;
-        let rules = Rules::builtin(&plan.system, part.part.name())?;
+        let rules = Rules::builtin(&plan.system, rules_of(part.part).name())?;
         let imported = match &part.fits.config {
             PartConfig::Tokenizer(config) => {
-                let spec = config.spec()?;
-                must_suit(&bundle, Part::Generator, &spec)?;
+                must_suit(&bundle, part.part, &config.spec()?)?;
                 write(plan, part, &bundle, config, &Imported::new(&rules, &config.init(&Device::flex())?, view)?)?
             }
             PartConfig::Generator(config) => {
-                must_suit(&bundle, Part::Tokenizer, config.tokens())?;
+                must_suit(&bundle, Part::Generator, config.tokens())?;
+                conditions_must_suit(&bundle, config)?;
                 let model = with_tokenizer(&bundle, config.init(&Device::flex())?)?;
                 manifest.sampling = part.fits.sampling.clone();
                 write(plan, part, &bundle, config, &Imported::new(&rules, &model, view)?)?
@@ -244,16 +244,30 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
     Ok(ImportOutcome { bundle: plan.out.clone(), parts })
 }
 
-/// An error unless the other part of the bundle, if there is one, has the same tokens.
-fn must_suit(bundle: &BundlePaths, other: Part, tokens: &TokenSpec) -> Result<()> {
+/// An error unless tokens of this part suit what is in the bundle beside it.
+fn must_suit(bundle: &BundlePaths, part: Part, tokens: &TokenSpec) -> Result<()> {
+    const NEW: &str = "the imported weights";
+    let other = if part == Part::Generator { Part::Tokenizer } else { Part::Generator };
     if !bundle.has(other) {
         return Ok(());
     }
-    let there = match other {
-        Part::Tokenizer => read_config::<TokenizerConfig>(bundle, other)?.spec()?,
-        Part::Generator => read_config::<smalti_models::generators::GeneratorConfig>(bundle, other)?.tokens().clone(),
-    };
-    tokens.must_equal("the imported weights", &there, &bundle.config(other).display().to_string())
+    let place = bundle.config(other).display().to_string();
+    match part {
+        Part::Generator => tokens.must_equal(NEW, &read_config::<TokenizerConfig>(bundle, other)?.spec()?, &place),
+        Part::Tokenizer => tokens.must_equal(NEW, read_config::<GeneratorConfig>(bundle, other)?.tokens(), &place),
+        Part::Condition => read_config::<GeneratorConfig>(bundle, other)?.condition().must_fit(tokens, NEW),
+    }
+}
+
+/// An error unless the generator reads the codes of the condition that is in the bundle.
+fn conditions_must_suit(bundle: &BundlePaths, generator: &GeneratorConfig) -> Result<()> {
+    match bundle.has(Part::Condition) {
+        true => {
+            let spec = read_config::<TokenizerConfig>(bundle, Part::Condition)?.spec()?;
+            generator.condition().must_fit(&spec, &bundle.config(Part::Condition).display().to_string())
+        }
+        false => Ok(()),
+    }
 }
 
 /// A generator with what it takes from the tokenizer beside it.

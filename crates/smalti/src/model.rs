@@ -1,12 +1,15 @@
 //! A model on disk: found and checked first, opened later.
 
+use crate::pixels;
 use burn::tensor::Device;
 use serde::Serialize;
-use smalti_base::{Error, Layout, Result, TokenSpec};
+use smalti_base::{Error, Layout, Result, TokenSpec, Tokens};
 use smalti_data::TextTokenizer;
+use smalti_data::image::{Image, Limits, open as open_image};
+use smalti_data::transforms::{Filter, resize};
 use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_packed, read_weights};
 use smalti_models::generators::{ConditionConfig, GeneratorConfig, GeneratorModel};
-use smalti_models::tokenizers::{TokenizerConfig, TokenizerModel};
+use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
 use smalti_models::{Condition, sampling::Sampling};
 use smalti_nn::dense::WeightPrecision;
 use std::path::{Path, PathBuf};
@@ -39,6 +42,9 @@ pub struct ModelPlan {
     tokenizer: TokenizerConfig,
     #[serde(skip)]
     generator: Option<GeneratorConfig>,
+    /// What makes codes of the images that condition the generator.
+    #[serde(skip)]
+    condition_tokenizer: Option<TokenizerConfig>,
 }
 
 /// What a picture should show, as typed.
@@ -48,6 +54,24 @@ pub struct Wish<'a> {
     pub prompt: Option<&'a str>,
     /// A class by number or name.
     pub class: Option<&'a str>,
+    /// An image such as a depth map.
+    pub image: Option<&'a Path>,
+}
+
+/// The condition of pictures, checked; the codes of an image are made when its tokenizer is opened.
+#[derive(Clone, Debug)]
+pub enum PlannedCondition {
+    /// As the generator takes it.
+    Given(Condition),
+    /// The codes of an image.
+    Image(Image),
+}
+
+impl PlannedCondition {
+    /// Whether the picture may show anything.
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::Given(Condition::None))
+    }
 }
 
 impl ModelPlan {
@@ -67,6 +91,11 @@ impl ModelPlan {
             let names = [Part::Tokenizer, Part::Generator].map(|part| paths.config(part).display().to_string());
             tokens.must_equal(&names[0], generator.tokens(), &names[1])?;
         }
+        let condition_tokenizer: Option<TokenizerConfig> =
+            paths.has(Part::Condition).then(|| read_config(&paths, Part::Condition)).transpose()?;
+        if let (Some(generator), Some(tokenizer)) = (&generator, &condition_tokenizer) {
+            generator.condition().must_fit(&tokenizer.spec()?, &paths.config(Part::Condition).display().to_string())?;
+        }
         let sha256 = |part| manifest.parts.get(&part).map(|facts| facts.sha256.clone());
         Ok(Self {
             bundle: paths.root().to_path_buf(),
@@ -78,6 +107,7 @@ impl ModelPlan {
             manifest,
             tokenizer,
             generator,
+            condition_tokenizer,
         })
     }
 
@@ -105,27 +135,39 @@ impl ModelPlan {
     ///
     /// # Errors
     /// [`Error::Unknown`] with the nearest class, [`Error::Invalid`] if the model does not understand such a wish.
-    pub fn condition(&self, wish: Wish<'_>) -> Result<Condition> {
+    pub fn condition(&self, wish: Wish<'_>) -> Result<PlannedCondition> {
+        use PlannedCondition::{Given, Image};
         match (&self.condition, wish) {
-            (_, Wish { prompt: None, class: None }) => self.unconditional(),
-            (ConditionConfig::Text { .. }, Wish { prompt: Some(prompt), class: None }) => {
-                Ok(Condition::Text(self.text_tokenizer()?.encode(prompt)?))
+            (_, Wish { prompt: None, class: None, image: None }) => self.unconditional().map(Given),
+            (ConditionConfig::Text { .. }, Wish { prompt: Some(prompt), class: None, image: None }) => {
+                Ok(Given(Condition::Text(self.text_tokenizer()?.encode(prompt)?)))
             }
-            (ConditionConfig::Class { classes }, Wish { prompt: None, class: Some(class) }) => {
-                class_number(class, *classes, &self.manifest.classes).map(Condition::Class)
+            (ConditionConfig::Class { classes }, Wish { prompt: None, class: Some(class), image: None }) => {
+                class_number(class, *classes, &self.manifest.classes).map(|class| Given(Condition::Class(class)))
+            }
+            (ConditionConfig::Codes { .. }, Wish { prompt: None, class: None, image: Some(path) }) => {
+                match self.condition_tokenizer {
+                    Some(_) => open_image(path, [255; 3], &Limits::default()).map(Image),
+                    None => Err(Error::invalid_hint(
+                        self.bundle.display(),
+                        "this model reads codes of an image, and the bundle has no tokenizer that makes them",
+                        "import or copy one into the bundle's folder `condition`",
+                    )),
+                }
             }
             (takes, wish) => {
                 let (takes, hint) = match takes {
                     ConditionConfig::None => ("nothing", "leave the prompt and --class away"),
                     ConditionConfig::Class { .. } => ("a class", "say it with --class, a number or a name"),
                     ConditionConfig::Text { .. } => ("a caption", "say it in words, without --class"),
-                    ConditionConfig::Codes { .. } => ("a code for each place", "give it through the library"),
+                    ConditionConfig::Codes { .. } => ("an image", "give it with --condition"),
                 };
-                let given = match (wish.prompt, wish.class) {
-                    (Some(_), Some(_)) => "a caption and a class",
-                    (Some(_), None) => "a caption",
-                    _ => "a class",
-                };
+                let given = [
+                    wish.prompt.map(|_| "a caption"),
+                    wish.class.map(|_| "a class"),
+                    wish.image.map(|_| "an image as the condition"),
+                ];
+                let given = given.into_iter().flatten().collect::<Vec<_>>().join(" and ");
                 let problem = format!("{given} was given, but this model takes {takes}");
                 Err(Error::invalid_hint(self.bundle.display(), problem, hint))
             }
@@ -174,10 +216,46 @@ impl ModelPlan {
                 "this model makes pictures of a class only",
                 format!("give one with --class, a number below {classes} or a name"),
             )),
-            (true, _) => Err(Error::unsupported(
-                "a model of codes for each place, such as depth maps, on the command line",
-                "use the library: `Condition::Codes`",
+            (true, _) => Err(Error::invalid_hint(
+                self.bundle.display(),
+                "this model makes pictures of another image only, such as a depth map",
+                "give it with --condition",
             )),
+        }
+    }
+
+    /// The condition as the generator takes it; an image is stretched to the pictures' size, `grid` tokens.
+    ///
+    /// # Errors
+    /// What opening the condition's tokenizer returns.
+    pub fn resolve(
+        &self,
+        condition: &PlannedCondition,
+        grid: Option<(usize, usize)>,
+        device: &Device,
+    ) -> Result<Condition> {
+        let (image, config) = match (condition, &self.condition_tokenizer) {
+            (PlannedCondition::Given(condition), _) => return Ok(condition.clone()),
+            (PlannedCondition::Image(_), None) => return Ok(Condition::None),
+            (PlannedCondition::Image(image), Some(config)) => (image, config),
+        };
+        let tokenizer = read_weights(&self.paths(), Part::Condition, config.init(device)?)?;
+        let spec = tokenizer.spec();
+        let size = match (grid, &tokenizer) {
+            (None, _) => spec.image_size,
+            (Some((h, w)), TokenizerModel::Vqgan(_)) => spec.on_grid(h, w).image_size,
+            (Some(_), _) => {
+                return Err(Error::unsupported(
+                    "conditions of another size by this model",
+                    "only a convolutional tokenizer reads images of any size",
+                ));
+            }
+        };
+        let image = resize(image, size, Filter::Bicubic)?;
+        let codes = tokenizer.encode(pixels::upload(&[image], device)).to_host()?.swap_remove(0);
+        match codes {
+            Tokens::Discrete(codes) => Ok(Condition::Codes(codes)),
+            Tokens::Continuous(_) => Err(Error::invalid(self.bundle.display(), "the condition's tokens are no codes")),
         }
     }
 

@@ -5,6 +5,7 @@
 //! README.md                                       the model card
 //! tokenizer/config.json  tokenizer/model.safetensors
 //! generator/config.json  generator/model.safetensors
+//! condition/config.json  condition/model.safetensors     for generators that read an image
 //! text/tokenizer.json                             for generators that read captions
 //! ```
 //! A part may be absent: a tokenizer alone is a bundle.
@@ -31,14 +32,20 @@ pub enum Part {
     Tokenizer,
     /// Condition to tokens.
     Generator,
+    /// Image to the codes that a generator is conditioned on: a tokenizer, of depth maps for example.
+    Condition,
 }
 
 impl Part {
+    /// All parts.
+    pub const ALL: [Self; 3] = [Self::Tokenizer, Self::Generator, Self::Condition];
+
     /// The name of the part's folder.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tokenizer => "tokenizer",
             Self::Generator => "generator",
+            Self::Condition => "condition",
         }
     }
 }
@@ -274,6 +281,17 @@ pub fn copy_part<C: Serialize>(
     config::write_json(&bundle.config(part), config)?;
     let parameters = weights.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
     Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters })
+}
+
+/// Copies a tokenizer's files as they are into another bundle, so that their checksum still names it; returns what is known of it.
+///
+/// # Errors
+/// [`Error::Io`], or as [`BundlePaths::manifest`].
+pub fn copy_tokenizer(from: &BundlePaths, to: &BundlePaths, part: Part) -> Result<Option<PartFacts>> {
+    files::create_folder(&to.root.join(part.name()))?;
+    files::write_bytes(&to.weights(part), &files::read(&from.weights(Part::Tokenizer))?)?;
+    files::write_bytes(&to.config(part), &files::read(&from.config(Part::Tokenizer))?)?;
+    Ok(from.manifest()?.parts.get(&Part::Tokenizer).cloned())
 }
 
 /// Reads a part's configuration.

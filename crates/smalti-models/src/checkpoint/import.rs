@@ -1,5 +1,6 @@
 //! Official weights into a bundle's part: which of several configurations do they fit, and what becomes of each tensor.
 
+use super::bundle::Part;
 use super::open::Below;
 use super::rules::{Plan, Rules};
 use super::tensors::{Source, Stored, Values};
@@ -20,16 +21,33 @@ const WRAPPERS: [&str; 8] = [
     "model_state_dict",
 ];
 
-/// The views of a source that may be the weights: below each known key, and as it is.
-pub fn views(source: &dyn Source) -> Vec<(Option<&'static str>, Box<dyn Source + '_>)> {
-    let mut views: Vec<(Option<&'static str>, Box<dyn Source + '_>)> = Vec::new();
-    for key in WRAPPERS {
-        if let Some(below) = Below::new(source, key) {
-            views.push((Some(key), Box::new(below)));
-        }
+/// The key below which VQGAN's second stage has the tokenizer of its conditions.
+const CONDITION: &str = "cond_stage_model";
+
+/// The views of a source that may be a part's weights: below each known key, and as it is.
+pub fn views(source: &dyn Source, part: Part) -> Vec<(Option<String>, Box<dyn Source + '_>)> {
+    let keys = WRAPPERS.iter().map(|key| key.to_string());
+    let keys: Vec<String> = match part {
+        Part::Condition => keys.map(|key| format!("{key}.{CONDITION}")).chain([CONDITION.to_string()]).collect(),
+        Part::Tokenizer | Part::Generator => keys.collect(),
+    };
+    let below = |key: String| {
+        let below = Below::new(source, &key)?;
+        Some((Some(key), Box::new(below) as Box<dyn Source + '_>))
+    };
+    let mut views: Vec<_> = keys.into_iter().filter_map(below).collect();
+    if part != Part::Condition {
+        views.push((None, Box::new(Below::all(source))));
     }
-    views.push((None, Box::new(Below::all(source))));
     views
+}
+
+/// The rules of a part: those that make codes of conditions are a tokenizer's.
+pub fn rules_of(part: Part) -> Part {
+    match part {
+        Part::Condition => Part::Tokenizer,
+        part => part,
+    }
 }
 
 /// How a source suits a module, by the names and shapes alone.

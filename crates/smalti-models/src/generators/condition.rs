@@ -3,7 +3,7 @@
 use super::Condition;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, rng::Stream};
+use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
 
 /// Which condition a generator understands. Each is a fixed number of ids in front of the image tokens; the null id stands
 /// for no condition and for padding.
@@ -68,6 +68,20 @@ impl ConditionConfig {
             _ => return Ok(()),
         };
         Err(Error::invalid(format!("{place}: condition"), problem))
+    }
+
+    /// # Errors
+    /// [`Error::Unsupported`] unless tokens of this spec can be the condition; `name` says whose they are.
+    pub fn must_fit(&self, spec: &TokenSpec, name: &str) -> Result<()> {
+        let Self::Codes { codes, h, w } = self else { return Ok(()) };
+        let fits = spec.layout == Layout::Grid { h: *h, w: *w } && spec.vocabulary().is_some_and(|have| have <= *codes);
+        match fits {
+            true => Ok(()),
+            false => Err(Error::unsupported(
+                format!("{spec} of {name} as the condition"),
+                format!("the generator reads a {h}x{w} grid of at most {codes} codes"),
+            )),
+        }
     }
 
     /// The ids of one condition, [`Self::length`] of them.

@@ -3,7 +3,7 @@
 use super::captions::{Captions, phrases};
 use super::pictures;
 use crate::objective::{Evaluation, Objective, StepOutput};
-use crate::recipe::{EvaluationConfig, GeneratorTask, Recipe, TextConfig};
+use crate::recipe::{ConditionTokens, EvaluationConfig, GeneratorTask, Recipe, TextConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Error, Progress, Result, Rng, TokenSpec, files, rng::Stream};
@@ -16,7 +16,8 @@ use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
 use smalti_models::generators::{Condition, ConditionConfig, Generator, GeneratorModel, ImageRequest, Request};
 use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// Draws of a step use streams of their own, apart from those that order the data.
 const STEP_STREAM: u64 = 1 << 32;
@@ -36,8 +37,8 @@ pub struct GeneratorObjective {
     text: Option<TextTokenizer>,
     captions: Option<Captions>,
     tokenizer_paths: BundlePaths,
-    tokenizer_config: TokenizerConfig,
     tokenizer: TokenizerModel,
+    condition_paths: Option<BundlePaths>,
 }
 
 /// Token shards in memory, with their conditions.
@@ -120,31 +121,24 @@ impl GeneratorObjective {
         let tokenizer_paths = BundlePaths::find(&task.tokenizer)?;
         let tokenizer_config: TokenizerConfig = bundle::read_config(&tokenizer_paths, Part::Tokenizer)?;
         tokenizer_config.spec()?.must_equal(&task.tokenizer.display().to_string(), model_spec, "the recipe's model")?;
-        let made_by = &train.manifest().origin.tokenizer.sha256;
-        let manifest = tokenizer_paths.manifest()?;
-        if let Some(part) = manifest.parts.get(&Part::Tokenizer)
-            && part.sha256 != *made_by
-        {
-            return Err(Error::Mismatch {
-                what: "tokens and tokenizer".into(),
-                left_name: task.train.display().to_string(),
-                left: format!("made by a tokenizer with weights {made_by}"),
-                right_name: task.tokenizer.display().to_string(),
-                right: format!("weights {}", part.sha256),
-                hint: Some("run `smalti tokenize` again with this tokenizer".into()),
-            });
-        }
+        must_be_made_by(&train, &task.train, &tokenizer_paths, &task.tokenizer)?;
         let tokenizer = bundle::read_weights(&tokenizer_paths, Part::Tokenizer, tokenizer_config.init(device)?)?;
         let text = text_tokenizer(task, &train)?;
         let condition = task.model.condition();
+        let codes = task.condition_tokens.as_ref().map(|tokens| ConditionCodes::open(tokens, condition)).transpose()?;
+        let [train_codes, validation_codes] = match &codes {
+            Some(codes) => codes.of_images.each_ref().map(Some),
+            None => [None, None],
+        };
         let captions = match (&task.captions, &text) {
             (Some(config), Some(text)) => Some(Captions::read(&train, &task.train, config, text.clone(), recipe.seed)?),
             _ => None,
         };
         Ok(Self {
             captions,
-            train: Tokens::read(train, &task.train, condition, text.as_ref())?,
-            validation: Tokens::read(validation, &task.validation, condition, text.as_ref())?,
+            train: Tokens::read(train, &task.train, condition, text.as_ref(), train_codes)?,
+            validation: Tokens::read(validation, &task.validation, condition, text.as_ref(), validation_codes)?,
+            condition_paths: codes.map(|codes| codes.paths),
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
             name: recipe.name.clone(),
@@ -153,7 +147,6 @@ impl GeneratorObjective {
             device: device.clone(),
             text,
             tokenizer_paths,
-            tokenizer_config,
             tokenizer,
         })
     }
@@ -268,15 +261,11 @@ impl Objective for GeneratorObjective {
         let precision = Precision::F16;
         let part = bundle::write_part(&paths, Part::Generator, &self.task.model, model, precision)?;
         manifest.parts.insert(Part::Generator, part);
-        // The tokenizer's files are copied as they are, so that their checksum still names the tokenizer of the tokens.
-        files::create_folder(&folder.join(Part::Tokenizer.name()))?;
-        files::write_bytes(
-            &paths.weights(Part::Tokenizer),
-            &files::read(&self.tokenizer_paths.weights(Part::Tokenizer))?,
-        )?;
-        smalti_base::config::write_json(&paths.config(Part::Tokenizer), &self.tokenizer_config)?;
-        if let Some(part) = old.parts.get(&Part::Tokenizer) {
-            manifest.parts.insert(Part::Tokenizer, part.clone());
+        let tokenizers =
+            [(Part::Tokenizer, Some(&self.tokenizer_paths)), (Part::Condition, self.condition_paths.as_ref())];
+        for (part, from) in tokenizers {
+            let copied = from.map(|from| bundle::copy_tokenizer(from, &paths, part)).transpose()?.flatten();
+            manifest.parts.extend(copied.map(|facts| (part, facts)));
         }
         if let Some(text) = &self.text {
             files::create_folder(&folder.join("text"))?;
@@ -287,8 +276,66 @@ impl Objective for GeneratorObjective {
     }
 }
 
+/// # Errors
+/// [`Error::Mismatch`] if tokens were made by another tokenizer.
+fn must_be_made_by(tokens: &Shards, folder: &Path, tokenizer: &BundlePaths, tokenizer_folder: &Path) -> Result<()> {
+    let made_by = &tokens.manifest().origin.tokenizer.sha256;
+    match tokenizer.manifest()?.parts.get(&Part::Tokenizer) {
+        Some(part) if part.sha256 != *made_by => Err(Error::Mismatch {
+            what: "tokens and tokenizer".into(),
+            left_name: folder.display().to_string(),
+            left: format!("made by a tokenizer with weights {made_by}"),
+            right_name: tokenizer_folder.display().to_string(),
+            right: format!("weights {}", part.sha256),
+            hint: Some("run `smalti tokenize` again with this tokenizer".into()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The codes that images are conditioned on, by the images' keys.
+struct ConditionCodes {
+    paths: BundlePaths,
+    /// Of the images to learn from and to measure on.
+    of_images: [CodesByKey; 2],
+}
+
+struct CodesByKey {
+    folder: PathBuf,
+    codes: HashMap<String, Vec<u32>>,
+}
+
+impl ConditionCodes {
+    fn open(tokens: &ConditionTokens, condition: &ConditionConfig) -> Result<Self> {
+        let paths = BundlePaths::find(&tokens.tokenizer)?;
+        let spec = bundle::read_config::<TokenizerConfig>(&paths, Part::Tokenizer)?.spec()?;
+        let place = tokens.tokenizer.display().to_string();
+        condition.must_fit(&spec, &place)?;
+        let read = |folder: &PathBuf| {
+            let shards = Shards::open(folder)?;
+            spec.must_equal(&place, shards.spec(), &folder.display().to_string())?;
+            must_be_made_by(&shards, folder, &paths, &tokens.tokenizer)?;
+            let mut codes = HashMap::with_capacity(shards.len());
+            for index in 0..shards.len() {
+                if let RowTokens::Discrete(row) = shards.tokens(index)? {
+                    codes.insert(shards.row(index)?.key, row);
+                }
+            }
+            Ok(CodesByKey { folder: folder.clone(), codes })
+        };
+        let of_images = [read(&tokens.train)?, read(&tokens.validation)?];
+        Ok(Self { paths, of_images })
+    }
+}
+
 impl Tokens {
-    fn read(shards: Shards, path: &Path, condition: &ConditionConfig, text: Option<&TextTokenizer>) -> Result<Self> {
+    fn read(
+        shards: Shards,
+        path: &Path,
+        condition: &ConditionConfig,
+        text: Option<&TextTokenizer>,
+        codes: Option<&CodesByKey>,
+    ) -> Result<Self> {
         let mut conditions = Vec::with_capacity(shards.len());
         for index in 0..shards.len() {
             let row = shards.row(index)?;
@@ -307,12 +354,15 @@ impl Tokens {
                     Some(caption) => Condition::Text(text.encode(caption)?),
                     None => return Err(Error::invalid(place(), "has no caption, but the model's condition is text")),
                 },
-                (ConditionConfig::Codes { .. }, _) => {
-                    return Err(Error::unsupported(
-                        "training with a code for each place as the condition, which token folders do not hold",
-                        "condition on a class, text or nothing",
-                    ));
-                }
+                (ConditionConfig::Codes { .. }, _) => match codes.map(|codes| (codes, codes.codes.get(&row.key))) {
+                    Some((_, Some(codes))) => Condition::Codes(codes.clone()),
+                    Some((codes, None)) => {
+                        let problem =
+                            format!("{} has no row of this key, which is its condition", codes.folder.display());
+                        return Err(Error::invalid(place(), problem));
+                    }
+                    None => return Err(Error::invalid("recipe: task.condition_tokens", "is missing")),
+                },
                 (ConditionConfig::Text { .. }, None) => {
                     return Err(Error::invalid("recipe: task.text", "is missing, but the model's condition is text"));
                 }
