@@ -96,7 +96,7 @@ pub const SYSTEMS: &[System] = &[
         kind: "gpt",
         arxiv: "2012.09841",
         tokens: "grid, sequence",
-        about: "decoder-only transformer, one token after the other in raster order",
+        about: "decoder-only transformer, one token after the other; larger pictures through a sliding window (VQGAN)",
     },
     System {
         role: Role::Generator,

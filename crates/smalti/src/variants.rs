@@ -17,6 +17,7 @@ macro_rules! recipes {
 /// Every recipe of the repository; a test compares the list with the folder.
 const RECIPES: &[(&str, &str)] = recipes![
     "gpt/emoji3d-64",
+    "gpt/imagenet-depth-f16",
     "gpt/imagenet-f16-16384",
     "gpt/tiny",
     "kl/imagenet-kl16",
