@@ -4,27 +4,9 @@
 
 mod stage;
 
-use smalti::models::checkpoint::{Precision, Source, Stored, WeightsFile, write_tensors};
-use stage::{error_of, json_of, text};
+use smalti::models::checkpoint::{Source, Stored, WeightsFile};
+use stage::{error_of, json_of, official, root, text};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// The demo's tokenizer under taming-transformers' names.
-fn official(path: &Path, change: impl FnOnce(&mut BTreeMap<String, Stored>)) {
-    let demo = WeightsFile::open(&root().join("assets/demo/tokenizer/model.safetensors")).unwrap();
-    let mut tensors: BTreeMap<String, Stored> = demo
-        .names()
-        .filter(|name| !["quantize.cluster_size", "quantize.embed_avg", "quantize.started"].contains(name))
-        .map(|name| (name.replace(".gamma", ".weight").replace(".beta", ".bias"), demo.read(name).unwrap()))
-        .collect();
-    tensors.insert("loss.logvar".into(), tensors["quant_conv.bias"].clone());
-    change(&mut tensors);
-    write_tensors(path, &tensors, Precision::F32, &BTreeMap::new()).unwrap();
-}
 
 #[test]
 fn official_weights_become_a_bundle_of_the_same_values() {
