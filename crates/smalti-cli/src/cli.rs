@@ -93,7 +93,13 @@ Examples:
   smalti import vqgan_imagenet_f16_1024.ckpt --system vqgan -o models/vqgan
   smalti import vae_ch160v4096z32.pth --system var -o models/var-d16
   smalti import var_d16.pth --system var -o models/var-d16
-  smalti import mine.ckpt --system vqgan --variant my-recipe.toml -o models/mine";
+  smalti import mine.ckpt --system vqgan --variant my-recipe.toml -o models/mine
+  smalti import hf://ORG/NAME/var_d16.pth --system var -o models/var-d16
+  smalti import hf://ORG/NAME@REVISION/vae --system autoencoder-kl -o models/kl --offline
+
+Files of the hub are kept in the cache of its own programs. The environment: HF_HOME or HF_HUB_CACHE (the cache), HF_TOKEN or
+HF_TOKEN_PATH (for private and gated repositories), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (as --offline).
+Weights of the hub are fetched for --dry-run too: their shapes decide the plan.";
 
 const EXPORT: &str = "\
 Examples:

@@ -1,6 +1,6 @@
 //! Progress on a terminal, as lines elsewhere, or not at all.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use smalti::Progress;
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 /// Without a terminal a line is written at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// The unit that is shown in larger ones.
+const BYTES: &str = "bytes";
 
 /// How much is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,14 +69,19 @@ impl Work {
     fn describe(&self, done: u64) -> String {
         let seconds = self.begun.elapsed().as_secs_f64();
         let rate = if seconds > 0.0 { done.saturating_sub(self.before) as f64 / seconds } else { 0.0 };
-        let mut text = format!("{}: {done}", self.what);
-        if self.total > 0 {
-            text += &format!("/{} {} ({}%)", self.total, self.unit, done * 100 / self.total);
-        } else {
-            text += &format!(" {}", self.unit);
-        }
+        let mut text = match (self.unit, self.total) {
+            (BYTES, 0) => format!("{}: {}", self.what, BinaryBytes(done)),
+            (BYTES, total) => {
+                format!("{}: {} of {} ({}%)", self.what, BinaryBytes(done), BinaryBytes(total), done * 100 / total)
+            }
+            (unit, 0) => format!("{}: {done} {unit}", self.what),
+            (unit, total) => format!("{}: {done}/{total} {unit} ({}%)", self.what, done * 100 / total),
+        };
         if rate > 0.0 {
-            text += &format!(", {rate:.1} {}/s", self.unit);
+            text += &match self.unit {
+                BYTES => format!(", {}/s", BinaryBytes(rate as u64)),
+                unit => format!(", {rate:.1} {unit}/s"),
+            };
         }
         if rate > 0.0 && self.total > done {
             text += &format!(", {} left", duration((self.total - done) as f64 / rate));
@@ -95,9 +103,13 @@ fn duration(seconds: f64) -> String {
 }
 
 fn bar(what: &str, total: u64, unit: &str) -> ProgressBar {
+    let (done, all, rate) = match unit {
+        BYTES => ("{binary_bytes}", "{binary_total_bytes}", "{binary_bytes_per_sec}".to_string()),
+        unit => ("{pos}", "{len}", format!("{unit} {{per_sec}}")),
+    };
     let (length, template) = match total {
-        0 => (None, format!("{{msg}} {{spinner}} {{pos}} {unit} {{per_sec}} {{prefix}}")),
-        n => (Some(n), format!("{{msg}} {{bar:30}} {{pos}}/{{len}} {unit} {{per_sec}} eta {{eta}} {{prefix}}")),
+        0 => (None, format!("{{msg}} {{spinner}} {done} {rate} {{prefix}}")),
+        n => (Some(n), format!("{{msg}} {{bar:30}} {done}/{all} {rate} eta {{eta}} {{prefix}}")),
     };
     let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(&template) {

@@ -40,7 +40,7 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<Ending> {
         }
         Verb::Evaluate(args) => session.carry_out(evaluate::plan(&args, settings), evaluate::run, render::evaluate),
         Verb::Bench(args) => session.carry_out(bench::plan(&args, settings), bench::run, render::bench),
-        Verb::Import(args) => session.carry_out(import::plan(&args, settings), import::run, render::import),
+        Verb::Import(args) => session.carry_out(import::plan(&args, settings, &terminal), import::run, render::import),
         Verb::Export(args) => session.carry_out(export::plan(&args, settings), export::run, render::export),
         Verb::Parity(args) => {
             let run = |plan: &parity::ParityPlan, progress: &dyn Progress| {

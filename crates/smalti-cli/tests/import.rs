@@ -7,31 +7,12 @@ mod stage;
 use burn::tensor::Device;
 use smalti::base::{Layout, TokenSpec};
 use smalti::models::ConditionConfig;
-use smalti::models::checkpoint::{
-    Precision, Rules, Source, Stored, Values, WeightsFile, parameter_map, parameters, write_tensors,
-};
+use smalti::models::checkpoint::{Rules, Source, Stored, Values, WeightsFile, parameter_map, parameters};
 use smalti::models::generators::GptConfig;
 
-use stage::{error_of, json_of, text};
+use stage::{error_of, json_of, official, root, text};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// The demo's tokenizer under taming-transformers' names.
-fn official(path: &Path, change: impl FnOnce(&mut BTreeMap<String, Stored>)) {
-    let demo = WeightsFile::open(&root().join("assets/demo/tokenizer/model.safetensors")).unwrap();
-    let mut tensors: BTreeMap<String, Stored> = demo
-        .names()
-        .filter(|name| !["quantize.cluster_size", "quantize.embed_avg", "quantize.started"].contains(name))
-        .map(|name| (name.replace(".gamma", ".weight").replace(".beta", ".bias"), demo.read(name).unwrap()))
-        .collect();
-    tensors.insert("loss.logvar".into(), tensors["quant_conv.bias"].clone());
-    change(&mut tensors);
-    write_tensors(path, &tensors, Precision::F32, &BTreeMap::new()).unwrap();
-}
 
 #[test]
 fn official_weights_become_a_bundle_of_the_same_values() {

@@ -5,7 +5,7 @@
 
 use smalti_base::Rng;
 use smalti_base::rng::Stream;
-use smalti_models::checkpoint::{Below, Source, Stored, Values, open_weights};
+use smalti_models::checkpoint::{Below, Source, Stored, Values, choose_weights, open_weights};
 use std::path::{Path, PathBuf};
 
 fn file(name: &str) -> PathBuf {
@@ -144,4 +144,25 @@ fn what_is_no_weights_says_so() {
     std::fs::write(&index, r#"{"weight_map": {"a": "../x.safetensors"}}"#).unwrap();
     assert!(message(folder.path()).contains("leads out of the folder"));
     assert!(message(&folder.path().join("none.pth")).contains("none.pth"));
+}
+
+#[test]
+fn the_weights_of_a_folder_are_chosen() {
+    let chosen = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        choose_weights(&names).map(|name| name.map(str::to_string)).map_err(|several| several.join(" "))
+    };
+    for (names, choice) in [
+        (&["README.md", "a.json"][..], Ok(None)),
+        (&["a.ckpt", "b.safetensors"], Ok(Some("b.safetensors"))),
+        (&["a.safetensors", "b.safetensors", "c.ckpt"], Err("a.safetensors b.safetensors")),
+        (&["a-1.safetensors", "a-2.safetensors", "a.safetensors.index.json"], Ok(Some("a.safetensors.index.json"))),
+        (
+            &["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"],
+            Ok(Some("diffusion_pytorch_model.safetensors")),
+        ),
+        (&["model.safetensors", "model.safetensors.index.json"], Ok(Some("model.safetensors"))),
+    ] {
+        assert_eq!(chosen(names), choice.map(|name| name.map(String::from)).map_err(String::from), "{names:?}");
+    }
 }

@@ -18,7 +18,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImportArgs {
-    /// Official weights: a .safetensors, .ckpt, .pth, .pt or .bin file, an index of safetensors files, or their folder
+    /// Official weights: a .safetensors, .ckpt, .pth, .pt or .bin file, an index of safetensors files, or their folder;
+    /// on the hub hf://ORG/NAME/PATH or hf://ORG/NAME@REVISION/PATH, a file, a folder, or without PATH the whole
     pub source: PathBuf,
     /// Whose layout the weights have: a rules file in checkpoints/
     #[arg(long, value_name = "NAME")]
@@ -32,6 +33,9 @@ pub struct ImportArgs {
     /// Store floats in 16 bits; without it the import is lossless
     #[arg(long)]
     pub f16: bool,
+    /// Take weights of the hub from the cache, without the network; HF_HUB_OFFLINE=1 does the same
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// A resolved and checked `import`.
@@ -39,6 +43,8 @@ pub struct ImportArgs {
 pub struct ImportPlan {
     /// Where the weights are.
     pub source: PathBuf,
+    /// Where they come from: the same, or an address on the hub with its commit.
+    pub origin: String,
     /// Whose layout they have.
     pub system: String,
     /// The bundle's folder.
@@ -97,11 +103,12 @@ struct Attempt {
     place: String,
 }
 
-/// Finds the parts and variants that fit. Of the weights only names and shapes are read.
+/// Brings weights of the hub into its cache, and finds the parts and variants that fit. Of the weights only names and shapes are read.
 ///
 /// # Errors
-/// Weights that cannot be read; a system without rules; [`Error::Invalid`] that says what does not fit, and which variant would.
-pub fn plan(args: &ImportArgs, _: &Settings) -> Result<ImportPlan> {
+/// What `hub::fetch` returns; weights that cannot be read; a system without rules; [`Error::Invalid`] that says what does not fit, and
+/// which variant would.
+pub fn plan(args: &ImportArgs, _: &Settings, progress: &dyn Progress) -> Result<ImportPlan> {
     let parts: Vec<Part> = Part::ALL
         .into_iter()
         .map(|part| Ok((part, Rules::has(&args.system, rules_of(part).name())?)))
@@ -110,9 +117,10 @@ pub fn plan(args: &ImportArgs, _: &Settings) -> Result<ImportPlan> {
             Err(error) => Some(Err(error)),
         })
         .collect::<Result<_>>()?;
-    let source = open_weights(&args.source)?;
     let wished = args.variant.as_deref().map(variants::find).transpose()?;
     let all = variants::all()?;
+    let (path, origin) = locate(args, progress)?;
+    let source = open_weights(&path)?;
     let mut attempts = Vec::new();
     for part in parts {
         for variant in wished.iter().chain(&all).filter(|variant| variant.part() == rules_of(part)) {
@@ -130,13 +138,27 @@ pub fn plan(args: &ImportArgs, _: &Settings) -> Result<ImportPlan> {
         return Err(refused(args, &attempts, wished.as_ref()));
     }
     let precision = if args.f16 { Precision::F16 } else { Precision::F32 };
-    Ok(ImportPlan {
-        source: args.source.clone(),
-        system: args.system.clone(),
-        out: args.out.clone(),
-        precision,
-        parts: found,
-    })
+    Ok(ImportPlan { source: path, origin, system: args.system.clone(), out: args.out.clone(), precision, parts: found })
+}
+
+/// Where the weights are on this machine, and where they come from.
+fn locate(args: &ImportArgs, progress: &dyn Progress) -> Result<(PathBuf, String)> {
+    match args.source.to_str().filter(|source| source.starts_with("hf:")) {
+        Some(address) => fetch(address, args.offline, progress),
+        None => Ok((args.source.clone(), args.source.display().to_string())),
+    }
+}
+
+#[cfg(feature = "hub")]
+fn fetch(address: &str, offline: bool, progress: &dyn Progress) -> Result<(PathBuf, String)> {
+    let fetched = crate::hub::fetch(&address.parse()?, offline, progress)?;
+    Ok((fetched.path, fetched.origin.to_string()))
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(address: &str, _: bool, _: &dyn Progress) -> Result<(PathBuf, String)> {
+    let what = format!("{address}: the hub, in this build,");
+    Err(Error::unsupported(what, "build with the feature `hub`, or give a file"))
 }
 
 /// The views of the source that the rules of this part can be applied to, compared with a variant.
@@ -213,6 +235,8 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
         let views = views(source.as_ref(), part.part);
         let view = views.iter().find(|(key, _)| *key == part.key).map(|(_, view)| view.as_ref());
         let view = view.ok_or_else(|| Error::file(&plan.source, "the file changed while it was read"))?;
+        // What the weights lack keeps its initial values: the same ones each time.
+        Device::flex().seed(0);
         let rules = Rules::builtin(&plan.system, rules_of(part.part).name())?;
         let imported = match &part.fits.config {
             PartConfig::Tokenizer(config) => {
@@ -229,7 +253,7 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
         };
         manifest.parts.insert(part.part, imported.facts.clone());
         let facts = serde_json::json!({
-            "imported_from": plan.source.display().to_string(), "system": plan.system, "variant": part.variant,
+            "imported_from": plan.origin, "system": plan.system, "variant": part.variant,
             "sha256": if plan.source.is_file() { files::sha256_file(&plan.source)? } else { String::new() },
         });
         manifest.training.insert(part.part.name().into(), facts);

@@ -9,6 +9,8 @@ pub mod evaluate;
 pub mod export;
 pub mod generate;
 pub mod golden;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod import;
 pub mod inspect;
 pub mod model;

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 use smalti::data::image::save_png;
 use smalti::data::{Image, TextTokenizer};
 use smalti::models::checkpoint::tensors::Precision;
-use smalti::models::checkpoint::{BundlePaths, Manifest, Part, write_part};
+use smalti::models::checkpoint::{BundlePaths, Manifest, Part, Source, Stored, WeightsFile, write_part, write_tensors};
 use smalti::models::generators::GeneratorConfig;
 use smalti::models::tokenizers::TokenizerConfig;
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Side of the models' images.
 pub const SIDE: usize = 16;
@@ -112,6 +113,24 @@ pub fn text_bundle(folder: &Path) {
 pub fn picture(path: &Path, width: usize, height: usize, seed: usize) {
     let pixels = (0..width * height * 3).map(|i| ((i * 7 + i / width * 13 + seed * 50) % 256) as u8).collect();
     save_png(path, &Image::new(width, height, pixels).unwrap(), None).unwrap();
+}
+
+/// The workspace's folder.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The demo's tokenizer under taming-transformers' names.
+pub fn official(path: &Path, change: impl FnOnce(&mut BTreeMap<String, Stored>)) {
+    let demo = WeightsFile::open(&root().join("assets/demo/tokenizer/model.safetensors")).unwrap();
+    let mut tensors: BTreeMap<String, Stored> = demo
+        .names()
+        .filter(|name| !["quantize.cluster_size", "quantize.embed_avg", "quantize.started"].contains(name))
+        .map(|name| (name.replace(".gamma", ".weight").replace(".beta", ".bias"), demo.read(name).unwrap()))
+        .collect();
+    tensors.insert("loss.logvar".into(), tensors["quant_conv.bias"].clone());
+    change(&mut tensors);
+    write_tensors(path, &tensors, Precision::F32, &BTreeMap::new()).unwrap();
 }
 
 /// A path as text.

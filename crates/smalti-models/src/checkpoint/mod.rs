@@ -16,7 +16,7 @@ pub mod weights;
 pub use bundle::{
     BundlePaths, Manifest, Part, PartFacts, copy_part, read_config, read_packed, read_weights, write_part,
 };
-pub use open::{Below, open_weights};
+pub use open::{Below, INDEX, WEIGHTS_ENDINGS, choose_weights, indexed_files, open_weights};
 pub use packed::load_packed;
 pub use pytorch::PytorchFile;
 pub use rules::{Plan, Rules};

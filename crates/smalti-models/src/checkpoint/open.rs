@@ -4,14 +4,21 @@ use super::pytorch::PytorchFile;
 use super::tensors::{Source, Stored, WeightsFile};
 use serde::Deserialize;
 use smalti_base::{Error, Result, config};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// What files of weights end in, the preferred first.
-const ENDINGS: [&str; 6] = ["safetensors", "ckpt", "pth", "pt", "bin", "pkl"];
+pub const WEIGHTS_ENDINGS: [&str; 6] = ["safetensors", "ckpt", "pth", "pt", "bin", "pkl"];
 /// How the index of weights in several safetensors files ends.
-const INDEX: &str = ".safetensors.index.json";
+pub const INDEX: &str = ".safetensors.index.json";
+/// What the hub's libraries name the weights of a folder, the preferred first.
+const STANDARD: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+];
 
 /// Opens weights: a safetensors file, a PyTorch file, an index of safetensors files, or a folder that holds one of them. The kind of
 /// a file is seen by its content.
@@ -33,7 +40,7 @@ pub fn open_weights(path: &Path) -> Result<Box<dyn Source>> {
 
 /// A safetensors file begins with the length of its header, which is JSON.
 fn is_safetensors(path: &Path) -> Result<bool> {
-    if path.extension().is_some_and(|ending| ending == ENDINGS[0]) {
+    if path.extension().is_some_and(|ending| ending == WEIGHTS_ENDINGS[0]) {
         return Ok(true);
     }
     let mut start = Vec::new();
@@ -42,37 +49,82 @@ fn is_safetensors(path: &Path) -> Result<bool> {
     Ok(start.len() == 9 && start[8] == b'{' && start[5..8] == [0; 3])
 }
 
-/// The one index or file of weights in a folder.
+/// The weights in a folder.
 fn in_folder(folder: &Path) -> Result<PathBuf> {
     let failed = |e| Error::io("read folder", folder, e);
-    let entries = std::fs::read_dir(folder).map_err(failed)?;
-    let mut files: Vec<PathBuf> =
-        entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect::<Result<_>>()?;
-    files.retain(|path| path.is_file());
-    files.sort();
-    let indices: Vec<&PathBuf> = files.iter().filter(|path| path.to_string_lossy().ends_with(INDEX)).collect();
-    if let [index] = indices[..] {
-        return Ok(index.clone());
-    }
-    for ending in ENDINGS {
-        let found: Vec<&PathBuf> =
-            files.iter().filter(|path| path.extension().is_some_and(|other| other == ending)).collect();
-        match found[..] {
-            [] => {}
-            [file] => return Ok(file.clone()),
-            _ => {
-                let names: Vec<String> = found.iter().map(|path| path.display().to_string()).collect();
-                let problem = format!("holds several files of weights: {}", names.join(", "));
-                return Err(Error::invalid_hint(folder.display(), problem, "name one of them"));
-            }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.path().is_file() {
+            names.extend(entry.file_name().into_string());
         }
     }
-    Err(Error::file(folder, format!("holds no weights; expected a file that ends in .{}", ENDINGS.join(", ."))))
+    names.sort();
+    match choose_weights(&names) {
+        Ok(Some(name)) => Ok(folder.join(name)),
+        Ok(None) => {
+            let endings = WEIGHTS_ENDINGS.join(", .");
+            Err(Error::file(folder, format!("holds no weights; expected a file that ends in .{endings}")))
+        }
+        Err(several) => {
+            let names: Vec<String> = several.iter().map(|name| folder.join(name).display().to_string()).collect();
+            let problem = format!("holds several files of weights: {}", names.join(", "));
+            Err(Error::invalid_hint(folder.display(), problem, "name one of them"))
+        }
+    }
+}
+
+/// Which of a folder's files holds its weights: one with a standard name, else the one index of safetensors files, else the one file with
+/// the ending that is preferred among those that are there. `None` if there are no weights.
+///
+/// # Errors
+/// The files, if none of several is preferred.
+pub fn choose_weights(names: &[String]) -> std::result::Result<Option<&str>, Vec<&str>> {
+    let standard = STANDARD.into_iter().find_map(|standard| names.iter().find(|name| *name == standard));
+    if let Some(name) = standard {
+        return Ok(Some(name));
+    }
+    let all = |fits: &dyn Fn(&Path) -> bool| -> Vec<&str> {
+        names.iter().map(String::as_str).filter(|name| fits(Path::new(name))).collect()
+    };
+    if let [index] = all(&|path| path.to_string_lossy().ends_with(INDEX))[..] {
+        return Ok(Some(index));
+    }
+    for ending in WEIGHTS_ENDINGS {
+        match all(&|path| path.extension().is_some_and(|other| other == ending)) {
+            found if found.is_empty() => {}
+            found if found.len() == 1 => return Ok(found.first().copied()),
+            found => return Err(found),
+        }
+    }
+    Ok(None)
+}
+
+/// The files that an index names, relative to its folder.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Invalid`] if it is damaged or leads out of its folder.
+pub fn indexed_files(index: &Path) -> Result<Vec<String>> {
+    let files: BTreeSet<String> = Index::read(index)?.weight_map.into_values().collect();
+    Ok(files.into_iter().collect())
 }
 
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    fn read(path: &Path) -> Result<Self> {
+        let index: Self = config::read_json(path)?;
+        let plain = |name: &str| Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        match index.weight_map.iter().find(|(_, name)| !plain(name)) {
+            Some((tensor, name)) => {
+                Err(Error::file(path, format!("the file `{name}` of `{tensor}` leads out of the folder")))
+            }
+            None => Ok(index),
+        }
+    }
 }
 
 /// Tensors in several safetensors files.
@@ -85,15 +137,11 @@ struct Indexed {
 
 impl Indexed {
     fn open(path: &Path) -> Result<Self> {
-        let Index { weight_map: homes } = config::read_json(path)?;
+        let Index { weight_map: homes } = Index::read(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut files = BTreeMap::new();
         for (tensor, name) in &homes {
             if !files.contains_key(name) {
-                let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-                if !plain {
-                    return Err(Error::file(path, format!("the file `{name}` of `{tensor}` leads out of the folder")));
-                }
                 files.insert(name.clone(), WeightsFile::open(&folder.join(name))?);
             }
             if !files[name].names().any(|there| there == tensor) {
