@@ -20,6 +20,9 @@ pub struct Row {
     /// The network; in `rows.toml` the name of one of its models.
     #[serde(default)]
     pub model: Value,
+    /// The tokenizer that a generator's tokens belong to, named in the same way, where a task needs it.
+    #[serde(default)]
+    pub tokenizer: Value,
     /// The least ratio of times (PyTorch / smalti) that is wanted.
     #[serde(default)]
     pub target: Option<f64>,
@@ -109,9 +112,11 @@ pub fn all() -> Result<Vec<Row>> {
     const PLACE: &str = "benches/peers/rows.toml";
     let Declarations { models, mut rows } = config::parse_toml(include_str!("../rows.toml"), PLACE, &[])?;
     for row in &mut rows {
-        if let Value::String(name) = &row.model {
-            let model = models.get(name).cloned();
-            row.model = model.ok_or_else(|| Error::unknown(PLACE, "model", name.clone(), models.keys().cloned()))?;
+        for model in [&mut row.model, &mut row.tokenizer] {
+            if let Value::String(name) = model {
+                let found = models.get(name).cloned();
+                *model = found.ok_or_else(|| Error::unknown(PLACE, "model", name.clone(), models.keys().cloned()))?;
+            }
         }
     }
     Ok(rows)

@@ -76,7 +76,7 @@ def initialise(model, deviation=0.02):
         for name, value in model.named_parameters():
             if value.dim() > 1:
                 value.normal_(0.0, deviation)
-            elif ".ln" in name or "norm" in name:
+            elif ".ln" in name or "_ln." in name or "norm" in name:
                 value.normal_(1.0 if name.endswith("weight") else 0.0, deviation)
             else:
                 value.normal_(0.0, deviation)

@@ -21,7 +21,7 @@ fn generator(row: &Row, folder: &Path, device: &Device) -> Result<GeneratorModel
 
 /// Writes the bundle that inference opens.
 pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
-    bundle::prepare(row, folder, &generator(row, folder, &Device::flex())?)
+    bundle::prepare(row, folder, &generator(row, folder, &Device::flex())?, None)
 }
 
 fn gpt(model: &GeneratorModel) -> Result<&Gpt> {
@@ -29,10 +29,6 @@ fn gpt(model: &GeneratorModel) -> Result<&Gpt> {
         GeneratorModel::Gpt(model) => Ok(model),
         _ => Err(Error::invalid("gpt", "the row's model is of another kind")),
     }
-}
-
-fn conditions(inputs: &Inputs) -> Result<Vec<Condition>> {
-    Ok(inputs.ints("classes")?.iter().map(|class| Condition::Class(*class as u32)).collect())
 }
 
 /// All tokens of an image, one after the other, always the most likely.
@@ -48,7 +44,7 @@ impl Decode {
     pub fn open(row: &Row, folder: &Path) -> Result<Self> {
         let device = Device::flex();
         let inputs = Inputs::read(folder, &device)?;
-        let images = conditions(&inputs)?.into_iter().map(|condition| ImageRequest { condition, seed: 0, known: None });
+        let images = inputs.classes()?.into_iter().map(|condition| ImageRequest { condition, seed: 0, known: None });
         let sampling = Sampling { temperature: 0.0, ..Default::default() };
         Ok(Self {
             request: Request::new(images.collect(), sampling),
@@ -126,7 +122,7 @@ impl Train {
         let inputs = Inputs::read(folder, &device)?;
         Ok(Self {
             codes: inputs.ids("codes", row.batch)?,
-            conditions: conditions(&inputs)?,
+            conditions: inputs.classes()?,
             trained: Trained::new(row, generator(row, folder, &device)?, None)?,
         })
     }

@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::de::DeserializeOwned;
 use smalti::base::{Error, Result};
+use smalti::models::Condition;
 use smalti::models::checkpoint::{Rules, Stored, Values, WeightsFile, read_tensors};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,6 +50,11 @@ impl Inputs {
         Ok(Tensor::from_data(TensorData::new(values, [rows, n]), &self.device))
     }
 
+    /// The classes of the images.
+    pub fn classes(&self) -> Result<Vec<Condition>> {
+        Ok(self.ints("classes")?.iter().map(|class| Condition::Class(*class as u32)).collect())
+    }
+
     /// Truth values, a row for each image.
     pub fn masks(&self, name: &str) -> Result<Vec<Vec<bool>>> {
         match self.stored(name)? {
@@ -73,7 +79,12 @@ pub fn options<T: DeserializeOwned>(row: &Row) -> Result<T> {
 
 /// Loads `weights.safetensors` into a module.
 pub fn import<M: Module>(rules: &Rules, module: M, folder: &Path) -> Result<M> {
-    Ok(rules.import(module, &WeightsFile::open(&folder.join("weights.safetensors"))?)?.0)
+    import_named("weights", rules, module, folder)
+}
+
+/// The same with another file.
+pub fn import_named<M: Module>(name: &str, rules: &Rules, module: M, folder: &Path) -> Result<M> {
+    Ok(rules.import(module, &WeightsFile::open(&folder.join(format!("{name}.safetensors")))?)?.0)
 }
 
 /// A tensor of floats as an output.

@@ -30,7 +30,7 @@ fn another_kind() -> Error {
 
 /// Writes the bundle that decoding opens.
 pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
-    bundle::prepare(row, folder, &generator(row, folder, &Device::flex())?)
+    bundle::prepare(row, folder, &generator(row, folder, &Device::flex())?, None)
 }
 
 #[derive(Deserialize)]

@@ -5,8 +5,10 @@ mod folder;
 mod gpt;
 mod inputs;
 mod kernels;
+mod mar;
 mod maskgit;
 mod training;
+mod var;
 mod vqgan;
 mod vqgan_training;
 
@@ -52,6 +54,12 @@ pub fn open(row: &Row, folder: &Path) -> Result<Box<dyn Task>> {
         ("gpt", "train") => Box::new(gpt::Train::open(row, folder)?),
         ("maskgit", "decode") => Box::new(maskgit::Decode::open(row, folder)?),
         ("maskgit", "train") => Box::new(maskgit::Train::open(row, folder)?),
+        ("var", "image") => Box::new(var::Image::open(row, folder)?),
+        ("var", "forward") => Box::new(var::Forward::open(row, folder)?),
+        ("var", "train") => Box::new(var::Train::open(row, folder)?),
+        ("mar", "decode") => Box::new(mar::Decode::open(row, folder)?),
+        ("mar", "forward") => Box::new(mar::Forward::open(row, folder)?),
+        ("mar", "train") => Box::new(mar::Train::open(row, folder)?),
         (system, task) => {
             let problem = format!("{system} has no task `{task}` in smalti's worker");
             return Err(Error::invalid_hint(&row.name, problem, "add it to benches/peers/src/systems/mod.rs"));
@@ -68,6 +76,8 @@ pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
         ("folder", _) => folder::prepare(row, folder),
         ("gpt", "decode" | "forward") => gpt::prepare(row, folder),
         ("maskgit", "decode") => maskgit::prepare(row, folder),
+        ("var", "image" | "forward") => var::prepare(row, folder),
+        ("mar", "decode" | "forward") => mar::prepare(row, folder),
         _ => Ok(()),
     }
 }
