@@ -10,11 +10,14 @@ use smalti_base::{Error, Result, rng::Stream};
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
 use smalti_nn::init::Init;
 use smalti_nn::vit::xavier;
+use std::ops::Range;
 
 /// Epsilon of all norms.
 const EPSILON: f64 = 1e-6;
 /// Sines and cosines of a timestep.
 const TIME: usize = 256;
+/// So many rows make a matrix product worth reading the matrix.
+const ROWS: usize = 512;
 
 /// Settings of a [`Denoiser`] and its diffusion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -147,8 +150,9 @@ pub struct DenoiserBlock {
 }
 
 impl DenoiserBlock {
-    fn forward(&self, x_1nw: Tensor<3>, y_1nw: Tensor<3>) -> Tensor<3> {
-        let [shift, scale, gate] = chunks(self.modulation.forward(y_1nw));
+    /// `parts` is what `modulation` makes of timestep and condition.
+    fn forward(&self, x_1nw: Tensor<3>, parts: Tensor<3>) -> Tensor<3> {
+        let [shift, scale, gate] = chunks(parts);
         let h = self.norm.forward(x_1nw.clone()) * (scale + 1.0) + shift;
         x_1nw + gate * self.contract.forward(silu(self.expand.forward(h)))
     }
@@ -188,7 +192,8 @@ impl Denoiser {
         let index: Vec<i32> = t.iter().map(|t| distinct.partition_point(|d| d < t) as i32).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [t.len()]), &device);
         let y = self.time(&distinct, &device).select(1, index) + self.condition.forward(z.unsqueeze());
-        let x = self.run(self.input.forward(noisy.unsqueeze()), silu(y));
+        let y = silu(y);
+        let x = self.run(self.input.forward(noisy.unsqueeze()), |_, layer| layer.forward(y.clone()));
         x.squeeze_dim(0)
     }
 
@@ -198,10 +203,16 @@ impl Denoiser {
         self.time_contract.forward(silu(self.time_expand.forward(table)))
     }
 
-    /// All after the input layer, `[1, n, w]` and `[1, n, w]` to `[1, n, 2 c]`.
-    fn run(&self, x_1nw: Tensor<3>, y_1nw: Tensor<3>) -> Tensor<3> {
-        let x = self.blocks.iter().fold(x_1nw, |x, block| block.forward(x, y_1nw.clone()));
-        let [shift, scale] = chunks(self.output_modulation.forward(y_1nw));
+    /// The layers that tell all others of timestep and condition, those of the blocks first.
+    fn modulations(&self) -> impl Iterator<Item = &Dense> {
+        self.blocks.iter().map(|block| &block.modulation).chain([&self.output_modulation])
+    }
+
+    /// All after the input layer, `[1, n, w]` to `[1, n, 2 c]`. `told` gives the output of each of [`Self::modulations`].
+    fn run(&self, x_1nw: Tensor<3>, told: impl Fn(usize, &Dense) -> Tensor<3>) -> Tensor<3> {
+        let blocks = self.blocks.iter().enumerate();
+        let x = blocks.fold(x_1nw, |x, (i, block)| block.forward(x, told(i, &block.modulation)));
+        let [shift, scale] = chunks(told(self.blocks.len(), &self.output_modulation));
         let (w, device) = (x.dims()[2], x.device().without_autodiff());
         let plain = smalti_kernels::layer_norm(x, Tensor::ones([w], &device), Tensor::zeros([w], &device), EPSILON);
         self.output.forward(plain * (scale + 1.0) + shift)
@@ -313,15 +324,23 @@ impl Drawing {
             Tensor::<2>::from_data(TensorData::new(values, [n, c]), &device)
         };
         let condition = self.denoiser.condition.forward(z.unsqueeze::<3>());
+        let [_, rows, _] = condition.dims();
         let mut x = noise(0);
         let steps = self.diffusion.steps();
+        // The timesteps whose modulations are computed at once: a few rows alone would wait for the matrices' memory.
+        let together = (ROWS / rows.max(1)).max(1);
+        let mut told = Vec::new();
         for t in (0..steps).rev() {
-            let y = silu(condition.clone() + self.time.clone().narrow(1, t, 1));
+            let first = t - t % together;
+            if told.is_empty() || t % together + 1 == together {
+                told = self.told(condition.clone(), first..t + 1);
+            }
+            let told = |i: usize, _: &Dense| told[i].clone().narrow(1, (t - first) * rows, rows);
             let input = self.denoiser.input.forward(x.clone().unsqueeze::<3>());
             let output = match guidance {
-                None => self.denoiser.run(input, y).squeeze_dim::<2>(0),
+                None => self.denoiser.run(input, told).squeeze_dim::<2>(0),
                 Some(scale) => {
-                    let both = self.denoiser.run(Tensor::cat(vec![input.clone(), input], 1), y).squeeze_dim::<2>(0);
+                    let both = self.denoiser.run(Tensor::cat(vec![input.clone(), input], 1), told).squeeze_dim::<2>(0);
                     let variance = both.clone().narrow(0, 0, n).narrow(1, c, c);
                     Tensor::cat(vec![guide(both.narrow(1, 0, c), scale), variance], 1)
                 }
@@ -335,5 +354,13 @@ impl Drawing {
             };
         }
         to_host(x)
+    }
+
+    /// What the layers are told at some timesteps, one after the other, for the embedded conditions `[1, n, w]`.
+    fn told(&self, condition: Tensor<3>, steps: Range<usize>) -> Vec<Tensor<3>> {
+        let ([_, n, w], count) = (condition.dims(), steps.len());
+        let time = self.time.clone().narrow(1, steps.start, count).reshape([count, 1, w]);
+        let y = silu((condition + time).reshape([1, count * n, w]));
+        self.denoiser.modulations().map(|layer| layer.forward(y.clone())).collect()
     }
 }
