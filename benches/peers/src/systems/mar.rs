@@ -103,7 +103,7 @@ impl Decode {
             ..Default::default()
         };
         Ok(Self {
-            request: Request { images, sampling },
+            request: Request::new(images, sampling),
             given: Given {
                 orders: Arc::new(places(&inputs, "orders", row.batch)?),
                 noise: Arc::new(noise),

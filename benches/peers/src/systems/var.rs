@@ -65,7 +65,7 @@ impl Image {
         let guidance_schedule = GuidanceSchedule::Linear;
         let sampling = Sampling { temperature: 0.0, guidance, guidance_schedule, ..Default::default() };
         Ok(Self {
-            request: Request { images: images.collect(), sampling },
+            request: Request::new(images.collect(), sampling),
             model: bundle::open(row, folder, &device)?,
             tokenizer: bundle::open_tokenizer(folder, &device)?,
         })
