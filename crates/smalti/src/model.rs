@@ -139,6 +139,11 @@ impl ModelPlan {
         }
     }
 
+    /// Channels of the tokenizer's images.
+    pub fn image_channels(&self) -> usize {
+        self.tokenizer.image_channels()
+    }
+
     /// The tokenizer with its weights.
     ///
     /// # Errors
