@@ -174,9 +174,8 @@ impl TokenizerLoss {
     /// # Errors
     /// [`Error::Unsupported`] if the perceptual network cannot judge such images.
     pub fn with_channels(self, channels: usize) -> Result<Self> {
-        match &self.perceptual {
-            Some(perceptual) => perceptual.check_channels(channels)?,
-            None => {}
+        if let Some(perceptual) = &self.perceptual {
+            perceptual.check_channels(channels)?;
         }
         Ok(Self { channels, ..self })
     }
