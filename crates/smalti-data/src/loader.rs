@@ -5,7 +5,7 @@
 //! is all the state there is: a run goes on where it stopped.
 
 use crate::datasets::{About, Dataset};
-use crate::image::Limits;
+use crate::image::{Limits, check_channels};
 use crate::transforms::Pipeline;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, Rng};
@@ -26,19 +26,21 @@ pub struct LoaderConfig {
     pub batch: usize,
     /// From a decoded image to what the model sees; must fix the size.
     pub pipeline: Pipeline,
+    /// Channels of the images: 3, or 1 for grey.
+    pub channels: usize,
     /// Colour behind transparent pixels.
     pub background: [u8; 3],
     /// What one image may cost.
     pub limits: Limits,
     /// Worker threads.
     pub workers: usize,
-    /// Batches that may be ready or in work at once. Memory: `ahead * batch * 3 * height * width * 4` bytes, and one decoded image
+    /// Batches that may be ready or in work at once. Memory: `ahead * batch * channels * height * width * 4` bytes, and one decoded image
     /// per worker.
     pub ahead: usize,
 }
 
 impl LoaderConfig {
-    /// A data section's settings, one worker for each thread that computes (at most 8), two batches ahead per worker.
+    /// A data section's settings for RGB images, one worker for each thread that computes (at most 8), two batches ahead per worker.
     ///
     /// # Errors
     /// As [`Pipeline::new`].
@@ -46,7 +48,16 @@ impl LoaderConfig {
         let workers = smalti_base::threads::count().min(8);
         let pipeline = data.pipeline()?;
         let (background, limits) = (data.background, data.limits);
-        Ok(Self { batch, pipeline, background, limits, workers, ahead: 2 * workers })
+        Ok(Self { batch, pipeline, channels: 3, background, limits, workers, ahead: 2 * workers })
+    }
+
+    /// The same for images of so many channels.
+    ///
+    /// # Errors
+    /// As [`check_channels`].
+    pub fn with_channels(self, channels: usize) -> Result<Self> {
+        check_channels(channels)?;
+        Ok(Self { channels, ..self })
     }
 }
 
@@ -57,8 +68,10 @@ pub struct ImageBatch {
     pub indices: Vec<usize>,
     /// Name of each image.
     pub keys: Vec<String>,
-    /// `[batch, 3, height, width]` in -1..1.
+    /// `[batch, channels, height, width]` in -1..1.
     pub pixels: Vec<f32>,
+    /// Channels of each image.
+    pub channels: usize,
     /// Rows of each image.
     pub height: usize,
     /// Columns of each image.
@@ -299,8 +312,9 @@ impl Shared {
         let size = self.config.batch;
         let first = number.saturating_mul(size as u64);
         let (height, width) = self.size;
-        let mut batch = ImageBatch { height, width, ..ImageBatch::default() };
-        batch.pixels.reserve(size.min(self.dataset.len()).saturating_mul(3 * height * width));
+        let channels = self.config.channels;
+        let mut batch = ImageBatch { channels, height, width, ..ImageBatch::default() };
+        batch.pixels.reserve(size.min(self.dataset.len()).saturating_mul(channels * height * width));
         match &self.mode {
             Mode::Endless { order, start } => {
                 for position in start.saturating_add(first)..start.saturating_add(first).saturating_add(size as u64) {
@@ -353,7 +367,7 @@ impl Shared {
             let record = self.dataset.read(index)?;
             let image = record.decode(self.config.background, &self.config.limits)?;
             let image = self.config.pipeline.image(image, &mut self.rng.stream(index as u64, epoch))?;
-            Ok((record.about, image.to_signed()))
+            Ok((record.about, image.planes(self.config.channels)?))
         })();
         made.map_err(|error: Error| {
             let skipped = Skipped { index, key: self.dataset.key(index), error: error.to_string() };

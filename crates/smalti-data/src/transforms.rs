@@ -281,7 +281,8 @@ fn pass(image: &Image, (height, width): (usize, usize), filter: Filter) -> Resul
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
     Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
     let narrow = |word: &[u8; 2]| ((u32::from(u16::from_ne_bytes(*word)) + 128) / 257) as u8;
-    Image::new(width, height, target.buffer().as_chunks::<2>().0.iter().map(narrow).collect())
+    let pixels = target.buffer().as_chunks::<2>().0.iter().map(narrow).collect();
+    Ok(Image { grey: image.grey, ..Image::new(width, height, pixels)? })
 }
 
 /// (height, width) whose shorter side is `short`.

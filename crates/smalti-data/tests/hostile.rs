@@ -45,7 +45,7 @@ proptest! {
         let limits = Limits { pixels: 1 << 16, bytes: 1 << 20 };
         for (name, bytes) in files("tests/data/decode") {
             let bad = mutate(&bytes, &edits, cut, twice);
-            if let Ok(Image { width, height, pixels }) = decode(&bad, &name, [255; 3], &limits) {
+            if let Ok(Image { width, height, pixels, .. }) = decode(&bad, &name, [255; 3], &limits) {
                 prop_assert!(width * height <= 1 << 16 && pixels.len() == width * height * 3);
             }
             let _ = decode_mask(&bad, &name, &limits);

@@ -81,6 +81,27 @@ fn signed_planes_and_levels_are_inverse() {
 }
 
 #[test]
+fn colours_become_grey_and_grey_stays_grey() {
+    let colours = Image::new(2, 2, vec![255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9]).unwrap();
+    let plane = colours.planes(1).unwrap();
+    // The levels of PIL's `convert("L")`.
+    assert_eq!(plane, [76, 150, 29, 9].map(|level| level as f32 / 127.5 - 1.0));
+    assert_eq!(colours.planes(3).unwrap(), colours.to_signed());
+    assert!(colours.planes(2).unwrap_err().to_string().contains("2 channels"));
+    let grey = Image::from_signed(&plane, 2, 2).unwrap();
+    assert!(grey.grey && grey.flipped().grey && grey.crop(0, 0, 1, 2).unwrap().grey);
+    assert_eq!(grey.pixels[..3], [76; 3]);
+    assert_eq!(grey.planes(1).unwrap(), plane);
+    assert!(grid(&[grey.clone(), grey.clone()], 2, 1).unwrap().grey);
+    assert!(!grid(&[grey.clone(), colours], 2, 1).unwrap().grey);
+    // Byte 25 of a PNG file is its colour type: 0 is grey.
+    let bytes = encode_png(&grey, None).unwrap();
+    assert_eq!(bytes[25], 0);
+    let read = decode(&bytes, "grey.png", [0; 3], &Limits::default()).unwrap();
+    assert_eq!(read.pixels, grey.pixels);
+}
+
+#[test]
 fn a_png_carries_its_parameters() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("heart.png");

@@ -86,6 +86,13 @@ pub const SYSTEMS: &[System] = &[
     },
     System {
         role: Role::Quantizer,
+        kind: "gumbel",
+        arxiv: "1611.01144",
+        tokens: "grid",
+        about: "codebook whose codes are drawn with a falling temperature while it learns (Gumbel-softmax)",
+    },
+    System {
+        role: Role::Quantizer,
         kind: "multi_scale",
         arxiv: "2404.02905",
         tokens: "pyramid",

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use smalti_models::checkpoint::{Rules, Source, WeightsFile};
+use smalti_models::checkpoint::{Rules, Source, Stored, Values, WeightsFile};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 #[test]
@@ -33,5 +34,31 @@ fn import_and_export_are_inverse() {
         for name in expected {
             assert_eq!(again.read(&name).unwrap(), official.read(&name).unwrap(), "{file}: {name}");
         }
+    }
+}
+
+/// What quantizers of taming-transformers may hold beside the usual table.
+#[test]
+fn keys_of_other_quantizers_are_inverse_too() {
+    let floats = |shape: &[usize]| {
+        let count = shape.iter().product::<usize>();
+        Stored { shape: shape.to_vec(), values: Values::Floats((0..count).map(|i| i as f32).collect()) }
+    };
+    let official = BTreeMap::from([
+        ("encoder.norm_out.weight".to_string(), floats(&[4])),
+        ("quantize.proj.weight".into(), floats(&[5, 3, 1, 1])),
+        ("quantize.proj.bias".into(), floats(&[5])),
+        ("quantize.embed.weight".into(), floats(&[5, 3])),
+        ("quantize.used".into(), Stored { shape: vec![2], values: Values::Ints(vec![4, 1]) }),
+    ]);
+    let ours = Rules::builtin("vqgan", "tokenizer").unwrap().plan(&official).unwrap();
+    let names: Vec<String> = ours.shapes().into_keys().collect();
+    for name in ["encoder.norm_out.gamma", "quantize.proj.weight", "quantize.embed.weight", "quantize.remap.used"] {
+        assert!(names.iter().any(|found| found == name), "{name} is not in {names:?}");
+    }
+    let again = Rules::export("vqgan", "tokenizer").unwrap().plan(&ours).unwrap();
+    assert_eq!(again.shapes(), official.shapes());
+    for (name, stored) in &official {
+        assert_eq!(&again.read(name).unwrap(), stored, "{name}");
     }
 }

@@ -1,13 +1,17 @@
 //! What must hold for every quantizer, and the arithmetic of those that move their codebook.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::Rng;
 use smalti_models::quantizers::codebook::EmaDialect;
 use smalti_models::quantizers::fsq::FsqDialect;
+use smalti_models::quantizers::gumbel::{Logits, Temperature};
 use smalti_models::quantizers::multi_scale::Refinement;
+use smalti_models::quantizers::remap::{RemapConfig, Unknown};
 use smalti_models::quantizers::vq::{Estimator, Learning, Metric, Revive, ReviveUnit};
-use smalti_models::quantizers::{FsqConfig, MultiScaleConfig, Quantizer, QuantizerConfig, Stats, Vq, VqConfig};
+use smalti_models::quantizers::{
+    FsqConfig, Gumbel, GumbelConfig, MultiScaleConfig, Pass, Quantizer, QuantizerConfig, Stats, Vq, VqConfig,
+};
 
 const SHAPE: [usize; 4] = [2, 4, 3, 5];
 
@@ -34,6 +38,8 @@ fn arms() -> Vec<QuantizerConfig> {
         with(&|c| c.projected = Some(2)),
         with(&|c| c.kmeans_init = Some(3)),
         with(&|c| c.revive = Some(Revive { threshold: 0.1, unit: ReviveUnit::Mean, every: 1 })),
+        QuantizerConfig::Gumbel(GumbelConfig::new(11, 4)),
+        QuantizerConfig::Gumbel(GumbelConfig { logits: Logits::Distance, ..GumbelConfig::new(11, 4) }),
         fsq(&[8, 5, 5, 4], FsqDialect::Official),
         fsq(&[8, 5, 5, 4], FsqDialect::Vqp),
         fsq(&[2, 3, 4, 8], FsqDialect::Symmetric),
@@ -108,7 +114,9 @@ fn training_gives_what_decoding_the_codes_gives() {
     for config in arms() {
         let quantizer = config.init(&device).unwrap();
         let z = normal(SHAPE, 1, &device);
-        let trained = quantizer.train_forward(z.clone());
+        // Without noise the most likely code is drawn.
+        let noise_bchw = Some(Tensor::zeros([2, 11, 3, 5], &Device::flex()));
+        let trained = quantizer.train_forward_with(z.clone(), Pass { step: 0, noise_bchw });
         let codes = quantizer.encode(z);
         assert_eq!(ints(trained.codes), ints(codes.clone()), "{config:?}");
         assert!(ints(codes.clone()).iter().all(|code| (0..quantizer.vocabulary() as i64).contains(code)));
@@ -134,6 +142,13 @@ fn codes_survive_decoding_and_encoding() {
                 let codes = codes.reshape([1, 11]);
                 assert_eq!(ints(vq.encode(vq.decode(codes.clone(), 1, 11))), ints(codes), "{config:?}");
             }
+            // Learned logits need not favour the code whose vector a latent is.
+            QuantizerConfig::Gumbel(gumbel) if gumbel.logits == Logits::Projection => {}
+            QuantizerConfig::Gumbel(gumbel) => {
+                let gumbel = gumbel.init(&device).unwrap();
+                let codes = codes.reshape([1, 11]);
+                assert_eq!(ints(gumbel.encode(gumbel.decode(codes.clone(), 1, 11))), ints(codes), "{config:?}");
+            }
             // Latents are bounded on the way in, so codes are compared as numbers.
             QuantizerConfig::Fsq(fsq) => {
                 let fsq = fsq.init(&device).unwrap();
@@ -143,6 +158,70 @@ fn codes_survive_decoding_and_encoding() {
             }
         }
     }
+}
+
+#[test]
+fn codes_without_a_number_become_other_tokens() {
+    let device = Device::flex();
+    let whole = spread(&VqConfig::new(11, 4), &device);
+    let z = whole.decode(Tensor::<1, Int>::arange(0..11, &device).reshape([1, 11]), 1, 11);
+    for (unknown, vocabulary) in [(Unknown::Random, 3), (Unknown::Extra, 4), (Unknown::Token { token: 2 }, 3)] {
+        let mut vq =
+            spread(&VqConfig { remap: Some(RemapConfig { kept: 3, unknown }), ..VqConfig::new(11, 4) }, &device);
+        let remap = vq.remap.as_mut().unwrap();
+        let id = remap.used.id;
+        remap.used = Param::initialized(id, Tensor::from_data([7, 0, 9], &device));
+        assert_eq!(vq.vocabulary(), vocabulary);
+        let tokens = vq.encode(z.clone());
+        let found = ints(tokens.clone());
+        assert_eq!([found[7], found[0], found[9]], [0, 1, 2], "{unknown:?}");
+        let others: Vec<i64> = (0..11).filter(|i| ![0, 7, 9].contains(i)).map(|i| found[i]).collect();
+        match unknown {
+            Unknown::Random => assert!(others.iter().all(|token| (0..3).contains(token)), "{others:?}"),
+            Unknown::Extra => assert_eq!(others, [3; 8]),
+            Unknown::Token { token } => assert_eq!(others, [token as i64; 8]),
+        }
+        // The same tokens each time, and each decodes as a kept code; the token for all others as the first one.
+        assert_eq!(ints(vq.encode(z.clone())), found);
+        let expected = found.iter().map(|token| [7i64, 0, 9, 7][*token as usize]).collect::<Vec<_>>();
+        let expected = whole.decode(Tensor::<1, Int>::from_data(&expected[..], &device).reshape([1, 11]), 1, 11);
+        assert_eq!(floats(vq.decode(tokens, 1, 11)), floats(expected));
+        assert_eq!(ints(vq.train_forward(z.clone()).codes), found);
+    }
+    for (kept, unknown, part) in [
+        (0, Unknown::Extra, "kept is 0"),
+        (12, Unknown::Extra, "kept is 12"),
+        (3, Unknown::Token { token: 3 }, "token is 3"),
+    ] {
+        let config = VqConfig { remap: Some(RemapConfig { kept, unknown }), ..VqConfig::new(11, 4) };
+        assert!(config.init(&device).unwrap_err().to_string().contains(part), "{part}");
+    }
+}
+
+#[test]
+fn drawn_codes_follow_noise_and_temperature() {
+    let device = Device::flex().autodiff();
+    let z = normal(SHAPE, 1, &device);
+    let noise = || Some(normal([2, 11, 3, 5], 9, &Device::flex()));
+    let pass = |step| Pass { step, noise_bchw: noise() };
+    let temperature = Temperature::Cosine { start: None, max: 1.0, min: 0.01, warmup: 0, steps: 10 };
+    let config = GumbelConfig { temperature, ..GumbelConfig::new(11, 4) };
+    let hard = config.init(&device).unwrap();
+    let out = hard.train_forward_with(z.clone(), pass(0));
+    assert_ne!(ints(out.codes.clone()), ints(hard.encode(z.clone())), "noise changes codes");
+    close("drawn", &floats(out.latents_bchw), &floats(hard.decode(out.codes.clone(), 3, 5)), 0.0);
+    assert!(out.loss.is_some_and(|loss| floats(loss)[0] > 0.0), "probabilities are not even");
+    // A mixture comes to what is drawn as the temperature falls.
+    let soft = Gumbel { config: GumbelConfig { straight_through: false, ..config }, ..hard.clone() };
+    let distance = |step| {
+        let mixed = soft.train_forward_with(z.clone(), pass(step));
+        assert_eq!(ints(mixed.codes), ints(out.codes.clone()));
+        floats((mixed.latents_bchw - hard.decode(out.codes.clone(), 3, 5)).square().mean())[0]
+    };
+    assert!(distance(10) < 0.1 * distance(0), "{} at the end, {} at first", distance(10), distance(0));
+    // Without given noise the device draws, each time anew.
+    let drawn = || ints(hard.train_forward(z.clone()).codes);
+    assert_ne!(drawn(), drawn());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec, Tokens};
 use smalti_models::generators::GeneratorModel;
 use smalti_models::losses::TokenizerLossConfig;
+use smalti_models::quantizers::Pass;
 use smalti_models::sampling::GuidanceSchedule;
 use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
 use smalti_models::{Codes, Condition, Generator, GeneratorConfig, ImageRequest, Known, Request, Sampling};
@@ -27,6 +28,10 @@ fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 fn close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
     let size = b.iter().fold(1f32, |size, b| size.max(b.abs()));
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance * size)
+}
+
+fn with_noise(noise_bchw: Tensor<4>) -> Pass {
+    Pass { step: 0, noise_bchw: Some(noise_bchw) }
 }
 
 fn tokenizer(text: &str) -> TokenizerModel {
@@ -76,8 +81,8 @@ fn latents_become_tokens_and_latents_again() {
     let known = model.token_moments(images.clone()).unwrap();
     assert_eq!(host(known.means_bnc), host(tokens));
     // Most likely tokens are drawn with noise 0, and an image's tokens with noise 1 are a deviation away.
-    let one = model.bottleneck(moments.clone(), Some(Tensor::ones([2, 2, 8, 8], &Device::flex()))).latents_bchw;
-    let zero = model.bottleneck(moments, Some(Tensor::zeros([2, 2, 8, 8], &Device::flex()))).latents_bchw;
+    let one = model.bottleneck(moments.clone(), with_noise(Tensor::ones([2, 2, 8, 8], &Device::flex()))).latents_bchw;
+    let zero = model.bottleneck(moments, with_noise(Tensor::zeros([2, 2, 8, 8], &Device::flex()))).latents_bchw;
     let away = kl.tokens(one) - kl.tokens(zero);
     assert!(close(&host(away), &host(known.deviations_bnc.unwrap()), 1e-5));
     assert_eq!(model.decode(&codes).dims(), [2, 3, 16, 16]);

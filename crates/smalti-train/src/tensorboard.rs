@@ -41,15 +41,15 @@ impl EventWriter {
         self.summary(step, &item)
     }
 
-    /// A picture, given as the bytes of a PNG file.
+    /// A picture of 1 or 3 channels, given as the bytes of a PNG file.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn picture(&mut self, tag: &str, step: u64, width: usize, height: usize, png: &[u8]) -> Result<()> {
+    pub fn picture(&mut self, tag: &str, step: u64, [channels, height, width]: [usize; 3], png: &[u8]) -> Result<()> {
         let mut image = Vec::new();
         put_varint_field(&mut image, 1, height as u64);
         put_varint_field(&mut image, 2, width as u64);
-        put_varint_field(&mut image, 3, 3);
+        put_varint_field(&mut image, 3, channels as u64);
         put_bytes(&mut image, 4, png);
         let mut item = tagged(tag);
         put_bytes(&mut item, 4, &image);

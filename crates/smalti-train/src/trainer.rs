@@ -326,7 +326,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
             let path = self.folder.samples().join(format!("step-{step:08}.png"));
             let png = encode_png(&picture, None)?;
             files::write_bytes(&path, &png)?;
-            self.events.picture("validation/samples", step, picture.width, picture.height, &png)?;
+            let channels = if picture.grey { 1 } else { 3 };
+            self.events.picture("validation/samples", step, [channels, picture.height, picture.width], &png)?;
         }
         if self.state.best.is_none_or(|(best, _)| score < best) {
             self.state.best = Some((score, step));

@@ -175,7 +175,7 @@ pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let generator = plan.model.open_generator(&device, plan.weights)?;
     let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::Bicubic)?;
-    let mut tokens = tokenizer.encode(pixels::upload(&[small], &device)).to_host()?;
+    let mut tokens = tokenizer.encode(pixels::upload(&[small], plan.model.image_channels(), &device)?).to_host()?;
     let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
     let image = ImageRequest { condition, seed: plan.seed, known: Some(known) };
     let request = Request::new(vec![image], plan.sampling.clone());

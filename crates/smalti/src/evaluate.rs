@@ -112,25 +112,25 @@ pub struct BitNumbers {
     pub bits_per_token: f64,
     /// Per pixel: tokens of an image times bits per token, divided by height times width.
     pub bits_per_pixel: f64,
-    /// Per colour value: bits per pixel divided by 3.
+    /// Per colour value: bits per pixel divided by the image's channels.
     pub bits_per_dimension: f64,
 }
 
 impl GeneratorNumbers {
-    fn of(loss: f64, tokens: &TokenSpec) -> Self {
+    fn of(loss: f64, tokens: &TokenSpec, channels: usize) -> Self {
         match tokens.kind {
-            TokenKind::Discrete { .. } => Self::Bits(BitNumbers::of(loss, tokens)),
+            TokenKind::Discrete { .. } => Self::Bits(BitNumbers::of(loss, tokens, channels)),
             TokenKind::Continuous { .. } => Self::Diffusion { diffusion_loss: loss },
         }
     }
 }
 
 impl BitNumbers {
-    fn of(nats_per_token: f64, tokens: &TokenSpec) -> Self {
+    fn of(nats_per_token: f64, tokens: &TokenSpec, channels: usize) -> Self {
         let bits_per_token = nats_per_token / std::f64::consts::LN_2;
         let (height, width) = tokens.image_size;
         let bits_per_pixel = bits_per_token * tokens.length() as f64 / (height * width) as f64;
-        Self { bits_per_token, bits_per_pixel, bits_per_dimension: bits_per_pixel / 3.0 }
+        Self { bits_per_token, bits_per_pixel, bits_per_dimension: bits_per_pixel / channels as f64 }
     }
 }
 
@@ -141,7 +141,7 @@ impl BitNumbers {
 pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
     let model = ModelPlan::find(Some(&args.model))?;
     let classes = (!model.manifest.classes.is_empty()).then_some(model.manifest.classes.as_slice());
-    let data = Images::open(args.images.config(&args.data, model.tokens.image_size)?, classes)?;
+    let data = Images::open(args.images.config(&args.data, model.tokens.image_size)?, model.image_channels(), classes)?;
     let device = settings.device_name()?;
     let weights = args.weights.resolve(&device)?;
     if weights != WeightPrecision::F32 {
@@ -212,7 +212,9 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
                 vocabulary: usage.histogram().len(),
             }),
         },
-        generator: judge.as_ref().map(|judge| GeneratorNumbers::of(judge.exact.mean(), &plan.model.tokens)),
+        generator: judge
+            .as_ref()
+            .map(|judge| GeneratorNumbers::of(judge.exact.mean(), &plan.model.tokens, plan.model.image_channels())),
         weights: judge.and_then(Judge::effect),
     })
 }

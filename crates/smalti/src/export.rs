@@ -104,7 +104,7 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
 fn official_tokenizer(config: &TokenizerConfig) -> Option<&'static str> {
     match config {
         TokenizerConfig::Vqgan(config) => match config.quantizer {
-            QuantizerConfig::Vq(_) => Some("vqgan"),
+            QuantizerConfig::Vq(_) | QuantizerConfig::Gumbel(_) => Some("vqgan"),
             QuantizerConfig::MultiScale(_) => Some("var"),
             QuantizerConfig::Fsq(_) => None,
         },

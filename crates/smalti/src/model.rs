@@ -252,7 +252,8 @@ impl ModelPlan {
             }
         };
         let image = resize(image, size, Filter::Bicubic)?;
-        let codes = tokenizer.encode(pixels::upload(&[image], device)).to_host()?.swap_remove(0);
+        let codes =
+            tokenizer.encode(pixels::upload(&[image], config.image_channels(), device)?).to_host()?.swap_remove(0);
         match codes {
             Tokens::Discrete(codes) => Ok(Condition::Codes(codes)),
             Tokens::Continuous(_) => Err(Error::invalid(self.bundle.display(), "the condition's tokens are no codes")),
@@ -267,6 +268,11 @@ impl ModelPlan {
             }
             _ => None,
         }
+    }
+
+    /// Channels of the tokenizer's images.
+    pub fn image_channels(&self) -> usize {
+        self.tokenizer.image_channels()
     }
 
     /// The tokenizer with its weights.

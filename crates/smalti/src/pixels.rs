@@ -5,7 +5,7 @@ use smalti_base::{Error, Result};
 use smalti_data::{Image, ImageBatch};
 use smalti_eval::{Pair, Scores};
 
-/// Images `[n, 3, height, width]` in -1..1 as 8-bit images. One download.
+/// Images `[n, channels, height, width]` in -1..1, 1 or 3 channels, as 8-bit images. One download.
 ///
 /// # Errors
 /// [`Error::Invalid`] if the device returns something else.
@@ -19,16 +19,19 @@ pub fn download(images_bchw: Tensor<4>) -> Result<Vec<Image>> {
     values.chunks_exact((c * h * w).max(1)).map(|image| Image::from_signed(image, w, h)).collect()
 }
 
-/// Images of one size as `[n, 3, height, width]` in -1..1. One upload.
-pub fn upload(images: &[Image], device: &Device) -> Tensor<4> {
+/// Images of one size as `[n, channels, height, width]` in -1..1. One upload.
+///
+/// # Errors
+/// As [`Image::planes`].
+pub fn upload(images: &[Image], channels: usize, device: &Device) -> Result<Tensor<4>> {
     let (h, w) = images.first().map_or((0, 0), |image| (image.height, image.width));
-    let values: Vec<f32> = images.iter().flat_map(Image::to_signed).collect();
-    Tensor::from_data(TensorData::new(values, [images.len(), 3, h, w]), device)
+    let values = images.iter().map(|image| image.planes(channels)).collect::<Result<Vec<_>>>()?.concat();
+    Ok(Tensor::from_data(TensorData::new(values, [images.len(), channels, h, w]), device))
 }
 
-/// A batch as `[n, 3, height, width]` in -1..1. One upload.
+/// A batch as `[n, channels, height, width]` in -1..1. One upload.
 pub fn upload_batch(batch: &ImageBatch, device: &Device) -> Tensor<4> {
-    let shape = [batch.len(), 3, batch.height, batch.width];
+    let shape = [batch.len(), batch.channels, batch.height, batch.width];
     Tensor::from_data(TensorData::new(batch.pixels.clone(), shape), device)
 }
 
@@ -37,7 +40,7 @@ pub fn upload_batch(batch: &ImageBatch, device: &Device) -> Tensor<4> {
 /// # Errors
 /// As [`Image::from_signed`].
 pub fn batch_images(batch: &ImageBatch) -> Result<Vec<Image>> {
-    let size = 3 * batch.height * batch.width;
+    let size = batch.channels * batch.height * batch.width;
     batch.pixels.chunks_exact(size.max(1)).map(|image| Image::from_signed(image, batch.width, batch.height)).collect()
 }
 
@@ -64,9 +67,6 @@ pub fn enlarged(image: &Image, scale: usize) -> Result<Image> {
         return Ok(image.clone());
     }
     let row = |row: &[u8]| row.chunks_exact(3).flat_map(|pixel| pixel.repeat(scale)).collect::<Vec<u8>>().repeat(scale);
-    Image::new(
-        image.width * scale,
-        image.height * scale,
-        image.pixels.chunks_exact(image.width * 3).flat_map(row).collect(),
-    )
+    let pixels = image.pixels.chunks_exact(image.width * 3).flat_map(row).collect();
+    Ok(Image { grey: image.grey, ..Image::new(image.width * scale, image.height * scale, pixels)? })
 }

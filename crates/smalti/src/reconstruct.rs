@@ -88,7 +88,8 @@ pub struct ReconstructOutcome {
 /// A model that is missing or does not fit, a source that is none, an unknown device, or a setting out of range.
 pub fn plan(args: &ReconstructArgs, settings: &Settings) -> Result<ReconstructPlan> {
     let model = ModelPlan::find(args.model.as_deref())?;
-    let source = Images::open(args.images.config(&args.source, model.tokens.image_size)?, None)?;
+    let source =
+        Images::open(args.images.config(&args.source, model.tokens.image_size)?, model.image_channels(), None)?;
     Ok(ReconstructPlan {
         out: args.out.clone(),
         batch: args.batch.max(1),

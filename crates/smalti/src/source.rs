@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result};
+use smalti_data::image::check_channels;
 use smalti_data::loader::{LoaderConfig, Skipped};
 use smalti_data::{DataConfig, Dataset, ImageBatch, Loader, Transform};
 use std::path::Path;
@@ -49,6 +50,8 @@ pub struct Images {
     /// Where they are and what is done to them.
     #[serde(flatten)]
     pub config: DataConfig,
+    /// Channels that they are read with.
+    pub channels: usize,
     /// Number of images.
     pub images: usize,
     #[serde(skip)]
@@ -62,14 +65,16 @@ impl std::fmt::Debug for Images {
 }
 
 impl Images {
-    /// Opens the source and checks the transforms; `classes` as in [`DataConfig::open`].
+    /// Opens the source for a model of images with so many channels and checks the transforms; `classes` as in
+    /// [`DataConfig::open`].
     ///
     /// # Errors
-    /// As [`DataConfig::open`].
-    pub fn open(config: DataConfig, classes: Option<&[String]>) -> Result<Self> {
+    /// As [`DataConfig::open`] and [`check_channels`].
+    pub fn open(config: DataConfig, channels: usize, classes: Option<&[String]>) -> Result<Self> {
+        check_channels(channels)?;
         config.pipeline()?;
         let dataset: Arc<dyn Dataset> = config.open(classes)?.into();
-        Ok(Self { images: dataset.len(), config, dataset })
+        Ok(Self { images: dataset.len(), channels, config, dataset })
     }
 
     /// The images, their keys and classes.
@@ -91,7 +96,8 @@ impl Images {
         mut each: impl FnMut(ImageBatch, &Loader) -> Result<String>,
     ) -> Result<Vec<Skipped>> {
         self.dataset.warnings().iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
-        let mut loader = Loader::ordered(self.dataset.clone(), LoaderConfig::new(&self.config, batch)?, 0, start)?;
+        let config = LoaderConfig::new(&self.config, batch)?.with_channels(self.channels)?;
+        let mut loader = Loader::ordered(self.dataset.clone(), config, 0, start)?;
         progress.begin(what, self.images as u64, "images");
         let mut used = 0;
         while let Some(batch) = loader.next() {

@@ -44,8 +44,10 @@ const RECIPES: &[(&str, &str)] = recipes![
     "vit/imagenet-base",
     "vit/tiny",
     "vqgan/emoji3d-64",
+    "vqgan/imagenet-depth-f16",
     "vqgan/imagenet-f16-1024",
     "vqgan/imagenet-f16-16384",
+    "vqgan/openimages-gumbel-f8",
     "vqgan/tiny",
 ];
 

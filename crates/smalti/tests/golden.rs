@@ -74,6 +74,8 @@ fn cases_of_this_repository() {
         "vq-vae/vqp_dead_code",
         "vq-vae/vqp_kmeans",
         "vq-vae/vqp_rotation",
+        "vit-vqgan/gumbel-quantizer",
+        "vqgan/depth-tiny",
         "vqgan/quantizers",
         "vqgan/vqmodel-tiny",
     ] {

@@ -91,6 +91,7 @@ impl Step {
     fn images(&self) -> ImageBatch {
         let names = 0..self.batch;
         ImageBatch {
+            channels: 3,
             indices: names.clone().collect(),
             keys: names.map(|i| i.to_string()).collect(),
             pixels: self.pixels.clone(),

@@ -8,7 +8,7 @@ const PAPER: [u8; 3] = [255; 3];
 const LIMIT: usize = 1 << 28;
 
 /// Places images row by row on white paper, each centred in a cell as large as the largest image, `gap` pixels between cells and
-/// around them.
+/// around them. Of grey images the sheet is grey.
 ///
 /// # Errors
 /// [`Error::Invalid`] without images or columns, or if the sheet would pass 2^28 pixels.
@@ -29,7 +29,7 @@ pub fn grid(images: &[Image], columns: usize, gap: usize) -> Result<Image> {
             ));
         }
     };
-    let mut sheet = Image::filled(width, height, PAPER);
+    let mut sheet = Image { grey: images.iter().all(|image| image.grey), ..Image::filled(width, height, PAPER) };
     for (i, image) in images.iter().enumerate() {
         image.check()?;
         let left = gap + (i % columns) * (cell_w + gap) + (cell_w - image.width) / 2;

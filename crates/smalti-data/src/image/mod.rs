@@ -12,7 +12,7 @@ pub use png::{encode_png, parameters, read_parameters, save_png};
 
 use smalti_base::{Error, Result};
 
-/// An RGB image, 8 bits per channel.
+/// An image, 8 bits per channel. It is RGB in memory; in a grey one the three channels of a pixel are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Columns.
@@ -21,6 +21,8 @@ pub struct Image {
     pub height: usize,
     /// `height * width * 3` bytes, row by row, red first.
     pub pixels: Vec<u8>,
+    /// Whether it was made as a grey image, and is written as one.
+    pub grey: bool,
 }
 
 impl Image {
@@ -29,31 +31,34 @@ impl Image {
     /// # Errors
     /// [`Error::Invalid`] if a side is 0 or there are not `width * height * 3` bytes.
     pub fn new(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self> {
-        let image = Self { width, height, pixels };
+        let image = Self { width, height, pixels, grey: false };
         image.check()?;
         Ok(image)
     }
 
     /// An image of one colour.
     pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Self {
-        Self { width, height, pixels: colour.repeat(width * height) }
+        Self { width, height, pixels: colour.repeat(width * height), grey: false }
     }
 
-    /// An image from planes in -1..1; values outside are clamped and NaN becomes black.
+    /// An image from planes in -1..1; values outside are clamped and NaN becomes black. One plane makes a grey image.
     ///
     /// # Shapes
-    /// `signed_chw`: `[3, height, width]`.
+    /// `signed_chw`: `[3, height, width]` or `[1, height, width]`.
     ///
     /// # Errors
     /// As [`Image::new`].
     pub fn from_signed(signed_chw: &[f32], width: usize, height: usize) -> Result<Self> {
         let area = width.saturating_mul(height);
-        if signed_chw.len() != area.saturating_mul(3) {
-            return Err(wrong_length(width, height, signed_chw.len(), "values"));
-        }
         let level = |value: f32| ((value + 1.0) * 127.5).round() as u8;
-        let pixels = (0..area).flat_map(|i| [0, 1, 2].map(|c| level(signed_chw[c * area + i]))).collect();
-        Self::new(width, height, pixels)
+        let pixels = match signed_chw.len() {
+            len if len == area => signed_chw.iter().flat_map(|value| [level(*value); 3]).collect(),
+            len if len == area.saturating_mul(3) => {
+                (0..area).flat_map(|i| [0, 1, 2].map(|c| level(signed_chw[c * area + i]))).collect()
+            }
+            len => return Err(wrong_length(width, height, len, "values")),
+        };
+        Ok(Self { grey: signed_chw.len() == area, ..Self::new(width, height, pixels)? })
     }
 
     /// The planes `[3, height, width]`, levels 0..255 mapped to -1..1.
@@ -64,6 +69,25 @@ impl Image {
             planes.extend(levels.map(|&level| f32::from(level) / 127.5 - 1.0));
         }
         planes
+    }
+
+    /// One plane of grey `[1, height, width]`, levels 0..255 mapped to -1..1. Colours become grey as PIL's mode `L` has it:
+    /// 0.299 red + 0.587 green + 0.114 blue, rounded.
+    pub fn to_signed_grey(&self) -> Vec<f32> {
+        let luma = |pixel: &[u8; 3]| {
+            let [red, green, blue] = pixel.map(u32::from);
+            (red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16
+        };
+        self.pixels.as_chunks::<3>().0.iter().map(|pixel| luma(pixel) as f32 / 127.5 - 1.0).collect()
+    }
+
+    /// The planes that a model of images with so many channels takes, `[channels, height, width]` in -1..1.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another number than 1 and 3.
+    pub fn planes(&self, channels: usize) -> Result<Vec<f32>> {
+        check_channels(channels)?;
+        Ok(if channels == 1 { self.to_signed_grey() } else { self.to_signed() })
     }
 
     /// The part that begins at (`left`, `top`).
@@ -83,7 +107,7 @@ impl Image {
             let start = (y * self.width + left) * 3;
             self.pixels[start..start + width * 3].iter().copied()
         });
-        Self::new(width, height, rows.collect())
+        Ok(Self { grey: self.grey, ..Self::new(width, height, rows.collect())? })
     }
 
     /// The mirror image, left and right exchanged.
@@ -92,7 +116,7 @@ impl Image {
         for row in self.pixels.chunks_exact((self.width * 3).max(1)) {
             pixels.extend(row.as_chunks::<3>().0.iter().rev().flatten());
         }
-        Self { width: self.width, height: self.height, pixels }
+        Self { pixels, ..*self }
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -101,6 +125,20 @@ impl Image {
             Some(bytes) if bytes > 0 && bytes == self.pixels.len() => Ok(()),
             _ => Err(wrong_length(self.width, self.height, self.pixels.len(), "bytes")),
         }
+    }
+}
+
+/// That pictures can have so many channels: 1 (grey) or 3 (RGB).
+///
+/// # Errors
+/// [`Error::Unsupported`] if not.
+pub fn check_channels(channels: usize) -> Result<()> {
+    match channels {
+        1 | 3 => Ok(()),
+        _ => Err(Error::unsupported(
+            format!("pictures of {channels} channels"),
+            "images are read and written with 1 channel (grey) or 3 (RGB)",
+        )),
     }
 }
 

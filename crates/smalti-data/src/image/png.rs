@@ -9,7 +9,7 @@ const KEYWORD: &str = "parameters";
 /// Most bytes of a text chunk that is read back.
 const TEXT_LIMIT: usize = 16 << 20;
 
-/// An image as PNG. `parameters`, if given, go into an iTXt chunk with the keyword `parameters`.
+/// An image as PNG, with one channel if it is grey. `parameters`, if given, go into an iTXt chunk with the keyword `parameters`.
 ///
 /// # Errors
 /// [`Error::Invalid`] if the image's size and pixels disagree.
@@ -19,13 +19,17 @@ pub fn encode_png(image: &Image, parameters: Option<&serde_json::Value>) -> Resu
     let side = |n: usize| u32::try_from(n).map_err(|_| Error::invalid("PNG", format!("a side of {n} pixels")));
     let mut bytes = Vec::new();
     let mut encoder = ::png::Encoder::new(&mut bytes, side(image.width)?, side(image.height)?);
-    encoder.set_color(::png::ColorType::Rgb);
+    encoder.set_color(if image.grey { ::png::ColorType::Grayscale } else { ::png::ColorType::Rgb });
     encoder.set_depth(::png::BitDepth::Eight);
     if let Some(parameters) = parameters {
         encoder.add_itxt_chunk(KEYWORD.into(), parameters.to_string()).map_err(failed)?;
     }
     let mut writer = encoder.write_header().map_err(failed)?;
-    writer.write_image_data(&image.pixels).map_err(failed)?;
+    match image.grey {
+        true => writer.write_image_data(&image.pixels.iter().copied().step_by(3).collect::<Vec<u8>>()),
+        false => writer.write_image_data(&image.pixels),
+    }
+    .map_err(failed)?;
     writer.finish().map_err(failed)?;
     Ok(bytes)
 }

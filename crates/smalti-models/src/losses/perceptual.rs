@@ -145,7 +145,22 @@ impl Perceptual {
         }
     }
 
-    /// The compared feature maps of images `[b, 3, h, w]` in -1..1, fine to coarse, before they are normalised.
+    /// That images of so many channels can be judged: 3, or 1, which the normalisation by each colour's mean and deviation turns
+    /// into 3.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another number.
+    pub fn check_channels(&self, channels: usize) -> Result<()> {
+        match channels {
+            1 | 3 => Ok(()),
+            _ => Err(Error::unsupported(
+                format!("a perceptual loss of images with {channels} channels"),
+                "its network was trained on colours: leave `perceptual` out, or train on images with 1 or 3 channels",
+            )),
+        }
+    }
+
+    /// The compared feature maps of images `[b, 3, h, w]` or `[b, 1, h, w]` in -1..1, fine to coarse, before they are normalised.
     pub fn features(&self, images_bchw: Tensor<4>) -> Vec<Tensor<4>> {
         let x = (images_bchw - self.shift.clone()) / self.scale.clone();
         match &self.network {
@@ -155,7 +170,7 @@ impl Perceptual {
         }
     }
 
-    /// What each feature map adds to the distance: `[b]` each, for images `[b, 3, h, w]` in -1..1.
+    /// What each feature map adds to the distance: `[b]` each, for images as [`Self::features`] takes.
     pub fn layers(&self, a_bchw: Tensor<4>, b_bchw: Tensor<4>) -> Vec<Tensor<1>> {
         if let Network::Given(distances) = &self.network {
             return vec![Tensor::clone(distances)];
@@ -173,7 +188,7 @@ impl Perceptual {
         terms.collect()
     }
 
-    /// The distance `[b]` of each pair of images `[b, 3, h, w]` in -1..1.
+    /// The distance `[b]` of each pair of images, as [`Self::features`] takes.
     pub fn distance(&self, a_bchw: Tensor<4>, b_bchw: Tensor<4>) -> Tensor<1> {
         let layers = self.layers(a_bchw, b_bchw);
         layers.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(|| Tensor::zeros([1], &self.shift.device()))

@@ -7,7 +7,7 @@
 use super::adversarial::{adaptive_weight, generator_loss};
 use super::reconstruction::{l1, l2};
 use super::{AdversarialConfig, Perceptual, PerceptualConfig};
-use crate::quantizers::Stats;
+use crate::quantizers::{Pass, Stats};
 use crate::tokenizers::{BottleneckLoss, TokenizerModel};
 use burn::module::Module;
 use burn::optim::GradientsParams;
@@ -80,7 +80,7 @@ fn one() -> f64 {
 }
 
 impl TokenizerLossConfig {
-    /// Opens the networks of the loss for a tokenizer's images.
+    /// Opens the networks of the loss for a tokenizer's images, which have 3 channels unless [`TokenizerLoss::with_channels`] follows.
     ///
     /// # Errors
     /// [`Error::Invalid`] if a weight is negative, all are 0, or images are too small for a network; [`Error::Io`] if
@@ -114,22 +114,24 @@ impl TokenizerLossConfig {
         let mut smallest = perceptual.as_ref().map_or(1, Perceptual::smallest_image);
         if let Some(adversarial) = &self.adversarial {
             adversarial.check()?;
-            smallest = smallest.max(adversarial.critic(CHANNELS).smallest_image());
+            smallest = smallest.max(adversarial.critic(RGB).smallest_image());
         }
         if side < smallest {
             let problem = format!("its networks need images of at least {smallest} pixels, but these have {side}");
             return Err(Error::invalid("loss", problem));
         }
-        Ok(TokenizerLoss { config: self.clone(), perceptual })
+        Ok(TokenizerLoss { config: self.clone(), channels: RGB, perceptual })
     }
 }
 
-const CHANNELS: usize = 3;
+const RGB: usize = 3;
 
 /// The loss with its frozen networks open.
 #[derive(Clone, Debug)]
 pub struct TokenizerLoss {
     config: TokenizerLossConfig,
+    /// Of the images.
+    channels: usize,
     perceptual: Option<Perceptual>,
 }
 
@@ -146,7 +148,7 @@ pub struct TokenizerStep {
     pub stats: Option<Stats>,
     /// Codes `[b, length]`, if tokens are codes.
     pub codes: Option<Tensor<2, Int>>,
-    /// The reconstruction `[b, 3, h, w]`, not clamped.
+    /// The reconstruction `[b, c, h, w]`, not clamped.
     pub reconstruction: Tensor<4>,
 }
 
@@ -167,17 +169,28 @@ impl TokenizerLoss {
         Self { perceptual, ..self }
     }
 
+    /// The same loss for images of another number of channels.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the perceptual network cannot judge such images.
+    pub fn with_channels(self, channels: usize) -> Result<Self> {
+        if let Some(perceptual) = &self.perceptual {
+            perceptual.check_channels(channels)?;
+        }
+        Ok(Self { channels, ..self })
+    }
+
     /// A fresh critic, if the loss has an adversarial term.
     ///
     /// # Errors
     /// [`Error::Invalid`] if its numbers make no network.
     pub fn critic(&self, device: &Device) -> Result<Option<PatchGan>> {
-        self.config.adversarial.as_ref().map(|config| config.critic(CHANNELS).init(device)).transpose()
+        self.config.adversarial.as_ref().map(|config| config.critic(self.channels).init(device)).transpose()
     }
 
     /// One micro-batch: forward, losses and gradients. Nothing is read back from the device.
     ///
-    /// `model` and `critic` are on an autodiff device; `images_bchw` `[b, 3, h, w]` in -1..1. Without a critic, and before the
+    /// `model` and `critic` are on an autodiff device; `images_bchw` `[b, c, h, w]` in -1..1. Without a critic, and before the
     /// adversarial term's first step, that term is left out.
     pub fn step(
         &self,
@@ -189,7 +202,7 @@ impl TokenizerLoss {
         self.step_with(model, critic, images_bchw, step, None)
     }
 
-    /// [`Self::step`] with the noise of latents that are drawn; see [`TokenizerModel::bottleneck`].
+    /// [`Self::step`] with the noise of latents that are drawn; see [`Pass`].
     pub fn step_with(
         &self,
         model: &TokenizerModel,
@@ -199,7 +212,7 @@ impl TokenizerLoss {
         noise_bchw: Option<Tensor<4>>,
     ) -> TokenizerStep {
         let images = images_bchw.inner();
-        let bottleneck = model.bottleneck(model.latents(images.clone()), noise_bchw);
+        let bottleneck = model.bottleneck(model.latents(images.clone()), Pass { step, noise_bchw });
         let features = model.features(bottleneck.latents_bchw);
         let rec = model.to_pixels(features.clone());
         let own = match bottleneck.loss {

@@ -5,13 +5,17 @@
 
 pub mod codebook;
 pub mod fsq;
+pub mod gumbel;
 pub mod multi_scale;
+pub mod remap;
 pub mod usage;
 pub mod vq;
 
 pub use codebook::UpdateReport;
 pub use fsq::{Fsq, FsqConfig};
+pub use gumbel::{Gumbel, GumbelConfig};
 pub use multi_scale::{MultiScale, MultiScaleConfig};
+pub use remap::{Remap, RemapConfig};
 pub use usage::Usage;
 pub use vq::{Vq, VqConfig};
 
@@ -33,6 +37,16 @@ pub struct Quantized {
     pub stats: Stats,
 }
 
+/// What a training pass depends on beside its latents.
+#[derive(Clone, Debug, Default)]
+pub struct Pass {
+    /// The training step, counted from 0.
+    pub step: u64,
+    /// The noise of a bottleneck that draws; without it the device's generator draws it. A KL autoencoder's is standard normal,
+    /// of the latents' shape; a Gumbel quantizer's is standard Gumbel, `[b, codes, h, w]`.
+    pub noise_bchw: Option<Tensor<4>>,
+}
+
 /// What a training batch did to the codebook, kept off the gradient tape.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -44,16 +58,20 @@ pub struct Stats {
 
 /// Latents to codes and back.
 pub trait Quantizer {
-    /// Number of codes.
+    /// Number of tokens.
     fn vocabulary(&self) -> usize;
     /// Channels of the latents that go in and come out.
     fn channels(&self) -> usize;
-    /// Codes `[b, length]` of latents `[b, c, h, w]`, in the order of the layout; see [`QuantizerConfig::layout`].
+    /// Tokens `[b, length]` of latents `[b, c, h, w]`, in the order of the layout; see [`QuantizerConfig::layout`].
     fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int>;
-    /// Quantized latents `[b, c, h, w]` of codes `[b, length]`, each in `0..vocabulary`.
+    /// Quantized latents `[b, c, h, w]` of tokens `[b, length]`, each in `0..vocabulary`.
     fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4>;
     /// The training pass: differentiable quantized latents, codes, loss and statistics.
     fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized;
+    /// [`Self::train_forward`] where the step or noise counts; most quantizers need neither.
+    fn train_forward_with(&self, latents_bchw: Tensor<4>, _: Pass) -> Quantized {
+        self.train_forward(latents_bchw)
+    }
 }
 
 /// The quantizers by name.
@@ -64,6 +82,8 @@ pub enum QuantizerConfig {
     Vq(VqConfig),
     /// Finite scalar quantization.
     Fsq(FsqConfig),
+    /// A table whose codes are drawn.
+    Gumbel(GumbelConfig),
     /// Token maps of growing size.
     MultiScale(MultiScaleConfig),
 }
@@ -77,15 +97,17 @@ impl QuantizerConfig {
         Ok(match self {
             Self::Vq(config) => QuantizerModel::Vq(config.init(device)?),
             Self::Fsq(config) => QuantizerModel::Fsq(config.init(device)?),
+            Self::Gumbel(config) => QuantizerModel::Gumbel(config.init(device)?),
             Self::MultiScale(config) => QuantizerModel::MultiScale(config.init(device)?),
         })
     }
 
-    /// Number of codes.
+    /// Number of tokens.
     pub fn vocabulary(&self) -> usize {
         match self {
-            Self::Vq(config) => config.codes,
+            Self::Vq(config) => config.vocabulary(),
             Self::Fsq(config) => config.levels.iter().product(),
+            Self::Gumbel(config) => config.codes,
             Self::MultiScale(config) => config.table.codes,
         }
     }
@@ -95,6 +117,7 @@ impl QuantizerConfig {
         match self {
             Self::Vq(config) => config.channels,
             Self::Fsq(config) => config.channels,
+            Self::Gumbel(config) => config.channels,
             Self::MultiScale(config) => config.table.channels,
         }
     }
@@ -105,7 +128,7 @@ impl QuantizerConfig {
     /// [`Error::Invalid`] if the quantizer is for latents of another size.
     pub fn layout(&self, h: usize, w: usize) -> Result<Layout> {
         match self {
-            Self::Vq(_) | Self::Fsq(_) => Ok(Layout::Grid { h, w }),
+            Self::Vq(_) | Self::Fsq(_) | Self::Gumbel(_) => Ok(Layout::Grid { h, w }),
             Self::MultiScale(config) if config.levels.last() == Some(&(h, w)) => {
                 Ok(Layout::Pyramid { levels: config.levels.clone() })
             }
@@ -125,6 +148,8 @@ pub enum QuantizerModel {
     Vq(Vq),
     /// Finite scalar quantization.
     Fsq(Fsq),
+    /// A table whose codes are drawn.
+    Gumbel(Gumbel),
     /// Token maps of growing size.
     MultiScale(MultiScale),
 }
@@ -138,7 +163,7 @@ impl QuantizerModel {
                 let (vq, report) = vq.update(stats, step, rng);
                 (Self::Vq(vq), report)
             }
-            Self::Fsq(fsq) => (Self::Fsq(fsq), UpdateReport::default()),
+            Self::Fsq(_) | Self::Gumbel(_) => (self, UpdateReport::default()),
             Self::MultiScale(quantizer) => {
                 let (quantizer, report) = quantizer.update(stats, step, rng);
                 (Self::MultiScale(quantizer), report)
@@ -150,6 +175,7 @@ impl QuantizerModel {
         match self {
             Self::Vq(vq) => vq,
             Self::Fsq(fsq) => fsq,
+            Self::Gumbel(gumbel) => gumbel,
             Self::MultiScale(quantizer) => quantizer,
         }
     }
@@ -174,6 +200,10 @@ impl Quantizer for QuantizerModel {
 
     fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
         self.arm().train_forward(latents_bchw)
+    }
+
+    fn train_forward_with(&self, latents_bchw: Tensor<4>, pass: Pass) -> Quantized {
+        self.arm().train_forward_with(latents_bchw, pass)
     }
 }
 

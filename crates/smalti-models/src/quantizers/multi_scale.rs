@@ -78,10 +78,11 @@ impl MultiScaleConfig {
                 "refinement has weight {weight} and {convolutions} convolutions, expected 0..=1 and at least 1"
             ));
         }
-        let VqConfig { projected, metric, codebook, gradient, kmeans_init, .. } = &self.table;
+        let VqConfig { projected, metric, codebook, gradient, kmeans_init, remap, .. } = &self.table;
         let by_angle = *metric != Metric::Euclidean;
         let refused = match () {
             () if projected.is_some() => "projected",
+            () if remap.is_some() => "remap",
             () if *gradient != Estimator::StraightThrough => "the gradient of rotation",
             () if *metric == Metric::CosineRaw => "the metric cosine_raw",
             () if by_angle && matches!(codebook, Learning::Ema { .. }) => "the cosine metric with moving averages",

@@ -2,7 +2,7 @@
 //! arXiv 1711.00937), with the variants of VQGAN (arXiv 2012.09841), ViT-VQGAN (arXiv 2110.04627) and the rotation trick
 //! (arXiv 2410.06424). What changes the table outside the gradient is in [`codebook`](super::codebook).
 
-use super::{Quantized, Quantizer, Stats, codebook::EmaDialect, from_rows, to_rows};
+use super::{Quantized, Quantizer, Remap, RemapConfig, Stats, codebook::EmaDialect, from_rows, to_rows};
 use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -41,6 +41,9 @@ pub struct VqConfig {
     /// Replace codes that are hardly used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revive: Option<Revive>,
+    /// Keep numbers only for some of the codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remap: Option<RemapConfig>,
 }
 
 fn quarter() -> f64 {
@@ -151,7 +154,13 @@ impl VqConfig {
             gradient: Estimator::default(),
             kmeans_init: None,
             revive: None,
+            remap: None,
         }
+    }
+
+    /// Number of tokens: that of the codes, or of those that have a number.
+    pub fn vocabulary(&self) -> usize {
+        self.remap.as_ref().map_or(self.codes, RemapConfig::vocabulary)
     }
 
     fn check(&self) -> Result<()> {
@@ -212,6 +221,7 @@ impl VqConfig {
             project_in: self.projected.map(|c| dense(self.channels, c, device)),
             project_out: self.projected.map(|c| dense(c, self.channels, device)),
             start_known: false,
+            remap: self.remap.as_ref().map(|remap| remap.init(k, device)).transpose()?,
             config: self.clone(),
         })
     }
@@ -240,6 +250,8 @@ pub struct Vq {
     pub updates: Option<Param<Tensor<1>>>,
     /// `[1]`: 1 after the k-means start; there if one is asked for.
     pub started: Option<Param<Tensor<1>>>,
+    /// Codes to tokens, if not all codes have a number.
+    pub remap: Option<Remap>,
     /// Whether `started` is known to be 1, so that it need not be read from the device again.
     pub(super) start_known: bool,
     /// The settings.
@@ -286,6 +298,16 @@ impl Vq {
         from_rows(rows_nc, b, h, w)
     }
 
+    /// Codes `[n]` of the table as tokens `[b, length]`.
+    fn tokens(&self, codes_n: Tensor<1, Int>, b: usize) -> Tensor<2, Int> {
+        let tokens_n = match &self.remap {
+            Some(remap) => remap.tokens(codes_n),
+            None => codes_n,
+        };
+        let [n] = tokens_n.dims();
+        tokens_n.reshape([b, n / b.max(1)])
+    }
+
     fn loss(&self, z_nc: Tensor<2>, q_nc: Tensor<2>) -> Tensor<1> {
         let beta = self.config.beta;
         let commitment = (q_nc.clone().detach() - z_nc.clone()).square().mean();
@@ -302,7 +324,7 @@ impl Vq {
 
 impl Quantizer for Vq {
     fn vocabulary(&self) -> usize {
-        self.config.codes
+        self.config.vocabulary()
     }
 
     fn channels(&self) -> usize {
@@ -310,14 +332,19 @@ impl Quantizer for Vq {
     }
 
     fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int> {
-        let [b, _, h, w] = latents_bchw.dims();
+        let [b, ..] = latents_bchw.dims();
         let z_nc = self.compared(self.projected(latents_bchw));
-        nearest_code(z_nc.inner(), self.table().inner()).reshape([b, h * w])
+        self.tokens(nearest_code(z_nc.inner(), self.table().inner()), b)
     }
 
     fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4> {
         let [b, n] = codes.dims();
-        self.back(self.table().select(0, codes.reshape([b * n])), b, h, w)
+        let tokens_n = codes.reshape([b * n]);
+        let codes_n = match &self.remap {
+            Some(remap) => remap.codes(tokens_n),
+            None => tokens_n,
+        };
+        self.back(self.table().select(0, codes_n), b, h, w)
     }
 
     fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
@@ -339,7 +366,7 @@ impl Quantizer for Vq {
         };
         Quantized {
             latents_bchw: self.back(out_nc, b, h, w),
-            codes: codes_n.clone().reshape([b, h * w]),
+            codes: self.tokens(codes_n.clone(), b),
             loss: Some(loss),
             stats: Stats { latents_nc: Some(plain_nc), codes_n: Some(codes_n) },
         }

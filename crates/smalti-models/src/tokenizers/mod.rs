@@ -1,7 +1,7 @@
 //! Tokenizers: image to [`Codes`] to image.
 
 use crate::Codes;
-use crate::quantizers::{Quantizer, QuantizerModel, Stats};
+use crate::quantizers::{Pass, Quantizer, QuantizerModel, Stats};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -25,10 +25,10 @@ pub trait Tokenizer: Send + Sync {
     /// Codes of images, the most likely ones.
     ///
     /// # Shapes
-    /// `images_bchw` is `[batch, 3, height, width]` with values in -1..1 and the spec's size.
+    /// `images_bchw` is `[batch, channels, height, width]`, 3 channels unless [`TokenizerConfig::image_channels`] is another number, with values in -1..1 and the spec's size.
     fn encode(&self, images_bchw: Tensor<4>) -> Codes;
 
-    /// Images of codes of the spec's kind, `[batch, 3, height, width]`. Values are about -1..1 and not clamped.
+    /// Images of codes of the spec's kind, `[batch, channels, height, width]`. Values are about -1..1 and not clamped.
     fn decode(&self, codes: &Codes) -> Tensor<4>;
 }
 
@@ -57,6 +57,14 @@ impl TokenizerConfig {
             Self::Vit(config) => config.spec(),
             Self::Kl(config) => config.spec(),
             Self::Patches(config) => config.spec(),
+        }
+    }
+
+    /// Channels of the images that go in and come out.
+    pub fn image_channels(&self) -> usize {
+        match self {
+            Self::Vqgan(config) => config.in_channels,
+            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => 3,
         }
     }
 
@@ -122,7 +130,7 @@ pub struct TokenMoments {
 }
 
 impl TokenizerModel {
-    /// Images `[b, 3, h, w]` in -1..1 to what the bottleneck sees, `[b, c, h', w']`.
+    /// Images `[b, c, h, w]` in -1..1 to what the bottleneck sees, `[b, c, h', w']`.
     pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.latents(images_bchw),
@@ -156,11 +164,10 @@ impl TokenizerModel {
         }
     }
 
-    /// The training pass of the bottleneck over what [`Self::latents`] made. Where latents are drawn, `noise_bchw` is standard
-    /// normal and of their shape; without it the device's generator draws it.
-    pub fn bottleneck(&self, latents_bchw: Tensor<4>, noise_bchw: Option<Tensor<4>>) -> Bottleneck {
+    /// The training pass of the bottleneck over what [`Self::latents`] made.
+    pub fn bottleneck(&self, latents_bchw: Tensor<4>, pass: Pass) -> Bottleneck {
         if let Some(quantizer) = self.quantizer() {
-            let quantized = quantizer.train_forward(latents_bchw);
+            let quantized = quantizer.train_forward_with(latents_bchw, pass);
             return Bottleneck {
                 latents_bchw: quantized.latents_bchw,
                 codes: Some(quantized.codes),
@@ -170,7 +177,7 @@ impl TokenizerModel {
         }
         let (latents_bchw, loss) = match self {
             Self::Kl(_) => {
-                let noise = noise_bchw.unwrap_or_else(|| Kl::noise(&latents_bchw));
+                let noise = pass.noise_bchw.unwrap_or_else(|| Kl::noise(&latents_bchw));
                 let posterior = Posterior::new(latents_bchw);
                 (posterior.sample(noise), BottleneckLoss::Divergence(posterior.divergence().mean()))
             }
@@ -189,7 +196,7 @@ impl TokenizerModel {
         }
     }
 
-    /// The decoder's last layer: features to images `[b, 3, h, w]`, about -1..1 and not clamped.
+    /// The decoder's last layer: features to images `[b, c, h, w]`, about -1..1 and not clamped.
     pub fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.to_pixels(features),

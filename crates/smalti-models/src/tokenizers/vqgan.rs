@@ -15,10 +15,10 @@ use smalti_nn::{Conv, ConvAutoencoderConfig, ConvDecoder, ConvEncoder, Shortcut}
 pub struct VqganConfig {
     /// Side of the images in pixels.
     pub image_size: usize,
-    /// Channels of the images that go in.
+    /// Channels of the images that go in: 3 for RGB, 1 for grey ones such as depth maps.
     #[serde(default = "rgb")]
     pub in_channels: usize,
-    /// Channels of the images that come out.
+    /// Channels of the images that come out, as many as go in.
     #[serde(default = "rgb")]
     pub out_channels: usize,
     /// Channels of the finest level are `ch * ch_mult[0]`.
@@ -90,6 +90,13 @@ impl VqganConfig {
         let channels = self.quantizer.channels();
         if self.embed_dim != channels {
             let problem = format!("embed_dim is {}, but the quantizer has {channels} channels", self.embed_dim);
+            return Err(Error::invalid(PLACE, problem));
+        }
+        if self.in_channels != self.out_channels {
+            let problem = format!(
+                "in_channels is {}, but out_channels is {}: the model reconstructs its images, so they must be equal",
+                self.in_channels, self.out_channels
+            );
             return Err(Error::invalid(PLACE, problem));
         }
         if self.quant_kernel.is_multiple_of(2) {

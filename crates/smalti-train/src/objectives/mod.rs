@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 use smalti_base::{Error, Result};
 use smalti_data::image::Image;
 
-/// The pictures of a batch `[b, 3, h, w]` in -1..1, brought to the host in one read.
+/// The pictures of a batch `[b, 3, h, w]`, or grey ones `[b, 1, h, w]`, in -1..1, brought to the host in one read.
 ///
 /// # Errors
 /// [`Error::Invalid`] if the device cannot be read.

@@ -7,6 +7,7 @@ use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Layout, Progress, Result, Rng};
+use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
 use smalti_data::image::grid;
 use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
@@ -62,7 +63,7 @@ impl TokenizerObjective {
     /// Data or weights that cannot be read.
     pub fn open(recipe: &Recipe, task: &TokenizerTask, device: &Device) -> Result<Self> {
         Ok(Self {
-            loss: task.loss.init(&task.model.spec()?, device)?,
+            loss: task.loss.init(&task.model.spec()?, device)?.with_channels(task.model.image_channels())?,
             train: task.train.open(None)?.into(),
             validation: task.validation.open(None)?.into(),
             skipped: RefCell::default(),
@@ -85,8 +86,7 @@ impl TokenizerObjective {
 
     /// Standard deviation of the tokens of validation images, at most as many as are evaluated; 1 if it is none.
     fn deviation(&self, model: &TokenizerModel) -> Result<f64> {
-        let config = LoaderConfig::new(&self.task.validation, self.micro_batch)?;
-        let loader = Loader::ordered(self.validation.clone(), config, self.seed, 0)?;
+        let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let (mut images, mut batches, mut sums) = (0, 0.0, [0.0f64; 2]);
         for batch in loader {
             let batch = batch?;
@@ -106,8 +106,13 @@ impl TokenizerObjective {
         Ok(if deviation.is_finite() && deviation > 0.0 { deviation } else { 1.0 })
     }
 
+    /// How images become batches of the model's kind.
+    fn loading(&self, data: &DataConfig) -> Result<LoaderConfig> {
+        LoaderConfig::new(data, self.micro_batch)?.with_channels(self.task.model.image_channels())
+    }
+
     fn upload(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
-        let shape = [batch.keys.len(), 3, batch.height, batch.width];
+        let shape = [batch.keys.len(), batch.channels, batch.height, batch.width];
         Tensor::from_data(TensorData::new(batch.pixels.clone(), shape), device)
     }
 }
@@ -117,8 +122,7 @@ impl Objective for TokenizerObjective {
     type Batch = ImageBatch;
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
-        let config = LoaderConfig::new(&self.task.train, self.micro_batch)?;
-        let mut loader = Loader::new(self.train.clone(), config, self.seed, start)?;
+        let mut loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
         Ok(Box::new(std::iter::from_fn(move || {
             let batch = loader.next();
             *self.skipped.borrow_mut() = loader.skipped();
@@ -170,10 +174,7 @@ impl Objective for TokenizerObjective {
 
     fn evaluate(&self, model: &TokenizerTraining, _: &dyn Progress) -> Result<Evaluation> {
         let spec = self.task.model.spec()?;
-        let loader = {
-            let config = LoaderConfig::new(&self.task.validation, self.micro_batch)?;
-            Loader::ordered(self.validation.clone(), config, self.seed, 0)?
-        };
+        let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let (mut images, mut total) = (0usize, 0.0);
         let mut usage = spec.vocabulary().map(Usage::new);
         let levels = level_sizes(&spec.layout);

@@ -3,8 +3,9 @@
 use super::case::{Case, Comparison, gradient, stored};
 use burn::tensor::{Device, Int, Tensor};
 use smalti_base::{Result, rng::Rng};
-use smalti_models::checkpoint::{Rules, load_from};
+use smalti_models::checkpoint::{Rules, Stored, Values, load_from};
 use smalti_models::quantizers::codebook::EmaDialect;
+use smalti_models::quantizers::remap::{RemapConfig, Unknown};
 use smalti_models::quantizers::vq::{Estimator, Learning, Metric, Revive, ReviveUnit};
 use smalti_models::quantizers::{Quantizer, Usage, Vq, VqConfig};
 use std::collections::BTreeMap;
@@ -315,5 +316,30 @@ pub(super) fn taming(case: &Case, compare: &mut Comparison) -> Result<()> {
     compare.floats("ema.loss", out.loss.unwrap_or_else(|| Tensor::zeros([1], case.device())))?;
     let (vq, _) = vq.update(&out.stats, 0, &mut Rng::new(0).stream(0, 0));
     compare.floats("ema.after.weight", vq.embedding.weight.val())?;
-    state(compare, &vq, "ema.after.cluster_size", "ema.after.embed_avg")
+    state(compare, &vq, "ema.after.cluster_size", "ema.after.embed_avg")?;
+    if case.has(&["remap.used"]) {
+        remapped(case, compare)?;
+    }
+    match case.has(&["gumbel.z"]) {
+        true => super::gumbel::taming(case, compare),
+        false => Ok(()),
+    }
+}
+
+/// The tensors `remap.*` of taming's case: tokens for some of the codes, one for all others.
+fn remapped(case: &Case, compare: &mut Comparison) -> Result<()> {
+    let [kept] = case.ids::<1>("remap.used")?.dims();
+    let config = VqConfig {
+        remap: Some(RemapConfig { kept, unknown: Unknown::Extra }),
+        ..VqConfig::new(case.setting("vq.n_e")?, case.setting("vq.e_dim")?)
+    };
+    let mut weights = case.weights("vq.")?;
+    let used = Stored { shape: vec![kept], values: Values::Ints(case.ints("remap.used")?.to_vec()) };
+    weights.insert("used".into(), used);
+    let (vq, _) = Rules::builtin("vqgan", "quantizer")?.import(config.init(case.device())?, &weights)?;
+    let z = case.tensor::<4>("z")?;
+    let [_, _, h, w] = z.dims();
+    let tokens = vq.encode(z);
+    compare.ids("remap.indices", tokens.clone())?;
+    compare.floats("remap.entries", vq.decode(tokens, h, w))
 }

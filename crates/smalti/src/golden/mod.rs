@@ -8,6 +8,7 @@ mod case;
 mod codebooks;
 mod diffusion;
 mod fsq;
+mod gumbel;
 mod kl;
 mod mar;
 mod maskgit;
@@ -89,6 +90,7 @@ const STAGES: &[Stage] = &[
     Stage { system: "var", knows: var::knows_quantizer, run: var::quantizer },
     Stage { system: "var", knows: var::knows_tokenizer, run: var::tokenizer },
     Stage { system: "var", knows: var::knows_transformer, run: var::transformer },
+    Stage { system: "vit-vqgan", knows: gumbel::knows_distances, run: gumbel::distances },
     Stage { system: "vq-vae", knows: codebooks::knows_library, run: codebooks::library },
     Stage { system: "vq-vae", knows: codebooks::knows_sonnet, run: codebooks::sonnet },
     Stage { system: "vqgan", knows: codebooks::knows_taming, run: codebooks::taming },

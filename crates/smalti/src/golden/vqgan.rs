@@ -9,7 +9,7 @@ use smalti_base::{Error, Result};
 use smalti_models::checkpoint::Rules;
 use smalti_models::losses::{AdversarialConfig, AdversarialKind, Perceptual, TokenizerLoss, TokenizerLossConfig};
 use smalti_models::quantizers::vq::Learning;
-use smalti_models::quantizers::{Quantizer, QuantizerConfig, VqConfig};
+use smalti_models::quantizers::{Pass, Quantizer, QuantizerConfig, VqConfig};
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel, Vqgan, VqganConfig};
 use smalti_nn::{AttnBlock, Downsample, PatchGan, PatchGanConfig, ResnetBlockConfig, Shortcut, Upsample};
 
@@ -68,9 +68,10 @@ struct Losses {
 }
 
 pub(super) fn knows_model(case: &Case) -> bool {
-    // The losses compare images of three channels.
     case.has(&["image", "h_enc", "z", "indices", "rec"])
-        && case.setting::<Network>("ddconfig").is_ok_and(|network| !network.double_z && network.in_channels == 3)
+        && case
+            .setting::<Network>("ddconfig")
+            .is_ok_and(|network| !network.double_z && network.in_channels == network.out_ch)
 }
 
 /// The autoencoder whose settings are below `place`, such as `first_stage.`.
@@ -119,7 +120,7 @@ pub(super) fn model(case: &Case, compare: &mut Comparison) -> Result<()> {
     if let Some(quantizer) = model.quantizer() {
         compare.floats("z_q", quantizer.decode(codes.clone(), h, w))?;
     }
-    let quantized = model.bottleneck(z, None).latents_bchw;
+    let quantized = model.bottleneck(z, Pass::default()).latents_bchw;
     compare.floats("rec", model.to_pixels(model.features(quantized)))?;
     compare.floats("rec_from_indices", model.decode(&smalti_models::Codes::Discrete(codes)))?;
     if case.has(&["disc_eval_logits", "ae_loss_step100"]) {
@@ -165,7 +166,8 @@ fn loss(case: &Case, model: &TokenizerModel) -> Result<TokenizerLoss> {
         codebook_weight: losses.codebook_weight,
         ..Default::default()
     };
-    Ok(config.init(model.spec(), case.device())?.with_perceptual(Some(perceptual(case)?)))
+    let loss = config.init(model.spec(), case.device())?.with_perceptual(Some(perceptual(case)?));
+    loss.with_channels(case.setting("ddconfig.in_channels")?)
 }
 
 /// Losses before and after the critic's start, and gradients.
