@@ -117,9 +117,11 @@ fn transformer_of(case: &Case, device: &Device) -> Result<Gpt> {
     Ok(Rules::builtin("vqgan", "generator")?.import(config.init(device)?, &case.weights("")?)?.0)
 }
 
-/// Whether the condition is one constant token (`SOSProvider`).
+/// Whether the condition is one constant token (`SOSProvider`) and no class (`Labelator`).
 fn starts_alike(case: &Case) -> Result<bool> {
-    Ok(case.setting_or("cond", String::new())?.to_lowercase().contains("sos"))
+    let tokens = case.ints("c_indices")?;
+    let is_class = case.config.get("cond").is_some_and(|cond| cond.to_string().to_lowercase().contains("label"));
+    Ok(!is_class && tokens.iter().all(|token| token == &tokens[0]))
 }
 
 fn conditions(case: &Case) -> Result<Vec<Condition>> {
