@@ -9,7 +9,8 @@ use burn::tensor::{Device, Tensor};
 use cases::{Tensors, agree, below, open, tensor};
 use smalti_base::{Layout, TokenSpec};
 use smalti_models::checkpoint::weights::load_from;
-use smalti_models::losses::{AdversarialConfig, AdversarialKind, Perceptual, TokenizerLoss, TokenizerLossConfig};
+use smalti_models::losses::{AdversarialConfig, AdversarialKind, Critic, CriticConfig, Perceptual};
+use smalti_models::losses::{TokenizerLoss, TokenizerLossConfig};
 use smalti_models::quantizers::Quantizer;
 use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
 use smalti_nn::{AttnBlock, Downsample, PatchGan, PatchGanConfig, ResnetBlockConfig, Shortcut, Upsample};
@@ -81,6 +82,7 @@ fn loss(weights: &Tensors, adaptive: bool) -> TokenizerLoss {
             weight: 0.8,
             start_step: 10,
             adaptive,
+            critic: CriticConfig::default(),
             ndf: 8,
             layers: 2,
         }),
@@ -123,11 +125,12 @@ fn a_training_step() {
     let image = tensor::<4>(&io, "image", &Device::flex());
     let loss = loss(&weights, true);
 
-    let before = loss.step(&model, Some(&critic), image.clone(), 0);
+    let judge = Critic::from(critic.clone());
+    let before = loss.step(&model, Some(&judge), image.clone(), 0);
     agree(term(&before.terms, "loss"), &io, "ae_loss_step0");
     assert!(before.critic_gradients.is_none());
 
-    let step = loss.step(&model, Some(&critic), image.clone(), 100);
+    let step = loss.step(&model, Some(&judge), image.clone(), 100);
     agree(term(&step.terms, "codebook"), &io, "emb_loss");
     agree(term(&step.terms, "generator"), &io, "g_loss");
     agree(term(&step.terms, "adversarial_weight"), &io, "d_weight");

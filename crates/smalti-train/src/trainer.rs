@@ -16,7 +16,7 @@ use smalti_base::{Error, Progress, Result, files};
 use smalti_data::image::encode_png;
 use smalti_models::checkpoint::weights::{Precision, load_module, save_module};
 use smalti_models::quantizers::{Stats, usage::Usage};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -67,10 +67,11 @@ struct Trainer<'a, O: Objective> {
 #[derive(Default)]
 struct Window {
     terms: Vec<(&'static str, Tensor<1>)>,
+    /// How often each term was there: some are only at some steps.
+    seen: BTreeMap<&'static str, usize>,
     counts: Vec<(&'static str, Tensor<1>)>,
     norms: Vec<f64>,
     codes: Vec<Tensor<2, Int>>,
-    micro_steps: usize,
     since: Option<Instant>,
     steps: u64,
 }
@@ -368,9 +369,9 @@ impl Window {
     fn see(&mut self, output: StepOutput) {
         for (name, value) in output.terms {
             add(&mut self.terms, name, value);
+            *self.seen.entry(name).or_default() += 1;
         }
         self.codes.extend(output.codes);
-        self.micro_steps += 1;
     }
 
     /// Means of the terms and norms, and sums of the counts.
@@ -378,7 +379,7 @@ impl Window {
         let mut values: Vec<(&'static str, f64)> = self
             .terms
             .iter()
-            .map(|(name, sum)| (*name, f64::from(sum.clone().into_scalar::<f32>()) / self.micro_steps.max(1) as f64))
+            .map(|(name, sum)| (*name, f64::from(sum.clone().into_scalar::<f32>()) / self.seen[name] as f64))
             .collect();
         if !self.norms.is_empty() {
             values.push(("gradient_norm", self.norms.iter().sum::<f64>() / self.norms.len() as f64));

@@ -8,7 +8,9 @@ use smalti_models::checkpoint::tensors::Precision;
 use smalti_models::checkpoint::{BundlePaths, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
 use smalti_models::generators::GeneratorConfig;
 use smalti_models::quantizers::QuantizerConfig;
-use smalti_models::tokenizers::TokenizerConfig;
+use smalti_models::quantizers::vq::Metric;
+use smalti_models::tokenizers::{TokenizerConfig, VitTokenizerConfig};
+use smalti_nn::FeedForward;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -95,7 +97,7 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
     let system = kind.ok_or_else(|| {
         Error::unsupported(
             format!("an official layout of this {}", part.name()),
-            "vqgan, kl, var, mar and gpt with shared_table have one; the bundle's own file is a plain safetensors file, too",
+            "vqgan, vit with codes by angle, kl, var, mar and gpt with shared_table have one; the bundle's own file is a plain safetensors file, too",
         )
     })?;
     Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, out: args.out.clone() })
@@ -109,8 +111,18 @@ fn official_tokenizer(config: &TokenizerConfig) -> Option<&'static str> {
             QuantizerConfig::Fsq(_) => None,
         },
         TokenizerConfig::Kl(_) => Some("autoencoder-kl"),
-        TokenizerConfig::Vit(_) | TokenizerConfig::Patches(_) => None,
+        TokenizerConfig::Vit(config) => is_official_vit(config).then_some("vit-vqgan"),
+        TokenizerConfig::Patches(_) => None,
     }
+}
+
+/// The official networks compare codes by angle, and their non-linearity is the hyperbolic tangent.
+fn is_official_vit(config: &VitTokenizerConfig) -> bool {
+    let by_angle = match &config.quantizer {
+        QuantizerConfig::Vq(vq) => vq.metric != Metric::Euclidean && vq.projected.is_none(),
+        _ => false,
+    };
+    by_angle && [&config.encoder, &config.decoder].iter().all(|network| network.feed_forward == FeedForward::Tanh)
 }
 
 fn official_generator(config: &GeneratorConfig) -> Option<&'static str> {

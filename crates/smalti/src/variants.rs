@@ -42,6 +42,7 @@ const RECIPES: &[(&str, &str)] = recipes![
     "var/tiny",
     "var/tiny-vqvae",
     "vit/imagenet-base",
+    "vit/imagenet-small",
     "vit/tiny",
     "vqgan/emoji3d-64",
     "vqgan/imagenet-depth-f16",

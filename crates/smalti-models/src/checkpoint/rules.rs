@@ -21,6 +21,7 @@ const FILES: &[(&str, &str)] = &[
     ("mar", include_str!("../../../../checkpoints/mar.toml")),
     ("maskgit", include_str!("../../../../checkpoints/maskgit.toml")),
     ("var", include_str!("../../../../checkpoints/var.toml")),
+    ("vit-vqgan", include_str!("../../../../checkpoints/vit-vqgan.toml")),
     ("vq", include_str!("../../../../checkpoints/vq.toml")),
     ("vqgan", include_str!("../../../../checkpoints/vqgan.toml")),
 ];

@@ -1,7 +1,8 @@
 //! Adversarial losses of VQGAN (arXiv 2012.09841): a critic learns to tell images from reconstructions.
 
+use super::critic::{Critic, CriticConfig};
 use burn::tensor::{
-    Tensor,
+    Device, Tensor,
     activation::{relu, softplus},
 };
 use serde::{Deserialize, Serialize};
@@ -21,10 +22,13 @@ pub struct AdversarialConfig {
     /// Whether the term is balanced against the reconstruction by their gradients in the decoder's last layer.
     #[serde(default = "yes")]
     pub adaptive: bool,
-    /// Channels of the critic's first convolution.
+    /// Which network the critic is.
+    #[serde(default)]
+    pub critic: CriticConfig,
+    /// Channels of the patch critic's first convolution.
     #[serde(default = "ndf")]
     pub ndf: usize,
-    /// Convolutions with stride 2 in the critic.
+    /// Convolutions with stride 2 in the patch critic.
     #[serde(default = "layers")]
     pub layers: usize,
 }
@@ -47,29 +51,64 @@ impl AdversarialConfig {
         step >= self.start_step
     }
 
-    /// Settings of the critic for images with so many channels.
-    pub fn critic(&self, in_channels: usize) -> PatchGanConfig {
-        PatchGanConfig { in_channels, ndf: self.ndf, layers: self.layers }
+    fn patch(&self, channels: usize) -> PatchGanConfig {
+        PatchGanConfig { in_channels: channels, ndf: self.ndf, layers: self.layers }
+    }
+
+    /// A fresh critic of images of this height, width and number of channels.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn init(&self, image_size: (usize, usize), channels: usize, device: &Device) -> Result<Critic> {
+        self.check(image_size)?;
+        Ok(match &self.critic {
+            CriticConfig::Patch => self.patch(channels).init(device)?.into(),
+            CriticConfig::Stylegan(style) => style.network(image_size.0, channels).init(device)?.into(),
+        })
     }
 
     /// # Errors
-    /// [`Error::Invalid`] if the weight is negative or not a number.
-    pub fn check(&self) -> Result<()> {
-        if self.weight.is_finite() && self.weight >= 0.0 {
-            return Ok(());
+    /// [`Error::Invalid`] if the weight is negative or not a number, or the critic cannot judge images of this size.
+    pub fn check(&self, image_size: (usize, usize)) -> Result<()> {
+        if !(self.weight.is_finite() && self.weight >= 0.0) {
+            return Err(Error::invalid("adversarial", format!("weight must be at least 0, but is {}", self.weight)));
         }
-        Err(Error::invalid("adversarial", format!("weight must be at least 0, but is {}", self.weight)))
+        match &self.critic {
+            CriticConfig::Patch => {
+                let (side, smallest) = (image_size.0.min(image_size.1), self.patch(1).smallest_image());
+                if side < smallest {
+                    let problem =
+                        format!("the critic needs images of at least {smallest} pixels, but these have {side}");
+                    return Err(Error::invalid("adversarial", problem));
+                }
+                Ok(())
+            }
+            CriticConfig::Stylegan(_) if (self.ndf, self.layers) != (ndf(), layers()) => {
+                Err(Error::invalid("adversarial", "ndf and layers are of the patch critic: leave them out"))
+            }
+            CriticConfig::Stylegan(style) => style.check(image_size),
+        }
+    }
+
+    /// What the critic's gradient penalty is multiplied with at a step, if it counts there.
+    pub fn penalty_weight(&self, step: u64) -> Option<f64> {
+        match &self.critic {
+            CriticConfig::Patch => None,
+            CriticConfig::Stylegan(style) => style.penalty_weight(step),
+        }
     }
 }
 
-/// How the critic's logits become a loss. The generator's loss is the same for both: minus the mean logit of what it made.
+/// How the critic's logits become losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdversarialKind {
-    /// `(mean relu(1 - real) + mean relu(1 + fake)) / 2`.
+    /// The critic's is `(mean relu(1 - real) + mean relu(1 + fake)) / 2`, the generator's `mean -fake`.
     Hinge,
-    /// `(mean softplus(-real) + mean softplus(fake)) / 2`.
+    /// The critic's is `(mean softplus(-real) + mean softplus(fake)) / 2`, the generator's `mean -fake` (VQGAN).
     Vanilla,
+    /// The critic's as in `vanilla`, the generator's `mean softplus(-fake)` (StyleGAN2, ViT-VQGAN's public code).
+    NonSaturating,
 }
 
 impl AdversarialKind {
@@ -77,15 +116,18 @@ impl AdversarialKind {
     pub fn critic_loss(self, real: Tensor<4>, fake: Tensor<4>) -> Tensor<1> {
         let (real, fake) = match self {
             Self::Hinge => (relu(1.0 - real), relu(fake + 1.0)),
-            Self::Vanilla => (softplus(-real, 1.0), softplus(fake, 1.0)),
+            Self::Vanilla | Self::NonSaturating => (softplus(-real, 1.0), softplus(fake, 1.0)),
         };
         (real.mean() + fake.mean()) * 0.5
     }
-}
 
-/// The generator's loss for the critic's logits of reconstructions.
-pub fn generator_loss(fake: Tensor<4>) -> Tensor<1> {
-    -fake.mean()
+    /// The generator's loss for the critic's logits of reconstructions.
+    pub fn generator_loss(self, fake: Tensor<4>) -> Tensor<1> {
+        match self {
+            Self::Hinge | Self::Vanilla => -fake.mean(),
+            Self::NonSaturating => softplus(-fake, 1.0).mean(),
+        }
+    }
 }
 
 /// `|reconstruction| / (|adversarial| + 1e-4)`, at most 1e4, for the gradients of both terms with respect to the decoder's last
@@ -117,7 +159,9 @@ mod tests {
         let expected = 0.25 * (softplus(-2.0) + softplus(-0.5) + softplus(-3.0) + softplus(0.25));
         let vanilla = value(AdversarialKind::Vanilla.critic_loss(logits(real), logits(fake)));
         assert!((vanilla - expected).abs() < 1e-6, "{vanilla}");
-        assert!((value(generator_loss(logits(fake))) - 1.375).abs() < 1e-6);
+        assert!((value(AdversarialKind::Hinge.generator_loss(logits(fake))) - 1.375).abs() < 1e-6);
+        let non_saturating = value(AdversarialKind::NonSaturating.generator_loss(logits(fake)));
+        assert!((non_saturating - 0.5 * (softplus(3.0) + softplus(-0.25))).abs() < 1e-6, "{non_saturating}");
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! its adaptive weight needs the gradients of both sides at the reconstruction, which are taken on leaves of their own and
 //! then sent through the decoder and encoder in one pass.
 
-use super::adversarial::{adaptive_weight, generator_loss};
+use super::adversarial::adaptive_weight;
 use super::reconstruction::{l1, l2};
-use super::{AdversarialConfig, Perceptual, PerceptualConfig};
+use super::{AdversarialConfig, Critic, Perceptual, PerceptualConfig};
 use crate::quantizers::{Pass, Stats};
 use crate::tokenizers::{BottleneckLoss, TokenizerModel};
 use burn::module::Module;
@@ -14,7 +14,6 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, TokenSpec};
-use smalti_nn::PatchGan;
 
 /// The terms of the loss. A weight of 0 or a missing part costs nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,16 +110,15 @@ impl TokenizerLossConfig {
             return Err(Error::invalid("loss", "l1, l2 and the perceptual term are all off: nothing is reconstructed"));
         }
         let side = spec.image_size.0.min(spec.image_size.1);
-        let mut smallest = perceptual.as_ref().map_or(1, Perceptual::smallest_image);
-        if let Some(adversarial) = &self.adversarial {
-            adversarial.check()?;
-            smallest = smallest.max(adversarial.critic(RGB).smallest_image());
-        }
+        let smallest = perceptual.as_ref().map_or(1, Perceptual::smallest_image);
         if side < smallest {
             let problem = format!("its networks need images of at least {smallest} pixels, but these have {side}");
             return Err(Error::invalid("loss", problem));
         }
-        Ok(TokenizerLoss { config: self.clone(), channels: RGB, perceptual })
+        if let Some(adversarial) = &self.adversarial {
+            adversarial.check(spec.image_size)?;
+        }
+        Ok(TokenizerLoss { config: self.clone(), channels: RGB, perceptual, image_size: spec.image_size })
     }
 }
 
@@ -133,6 +131,7 @@ pub struct TokenizerLoss {
     /// Of the images.
     channels: usize,
     perceptual: Option<Perceptual>,
+    image_size: (usize, usize),
 }
 
 /// What one micro-batch gives.
@@ -184,8 +183,9 @@ impl TokenizerLoss {
     ///
     /// # Errors
     /// [`Error::Invalid`] if its numbers make no network.
-    pub fn critic(&self, device: &Device) -> Result<Option<PatchGan>> {
-        self.config.adversarial.as_ref().map(|config| config.critic(self.channels).init(device)).transpose()
+    pub fn critic(&self, device: &Device) -> Result<Option<Critic>> {
+        let critic = |config: &AdversarialConfig| config.init(self.image_size, self.channels, device);
+        self.config.adversarial.as_ref().map(critic).transpose()
     }
 
     /// One micro-batch: forward, losses and gradients. Nothing is read back from the device.
@@ -195,7 +195,7 @@ impl TokenizerLoss {
     pub fn step(
         &self,
         model: &TokenizerModel,
-        critic: Option<&PatchGan>,
+        critic: Option<&Critic>,
         images_bchw: Tensor<4>,
         step: u64,
     ) -> TokenizerStep {
@@ -206,7 +206,7 @@ impl TokenizerLoss {
     pub fn step_with(
         &self,
         model: &TokenizerModel,
-        critic: Option<&PatchGan>,
+        critic: Option<&Critic>,
         images_bchw: Tensor<4>,
         step: u64,
         noise_bchw: Option<Tensor<4>>,
@@ -249,9 +249,15 @@ impl TokenizerLoss {
         }
         let rec = rec.inner();
         let critic_gradients = adversary.map(|(critic, config)| {
-            let (real, fake) = (critic.forward(images), critic.forward(rec.clone()));
-            let loss = config.kind.critic_loss(real, fake);
+            let (real, fake) = (critic.forward(images.clone()), critic.forward(rec.clone()));
+            let mut loss = config.kind.critic_loss(real, fake);
             terms.push(("critic", loss.clone().inner()));
+            if let Some(weight) = config.penalty_weight(step)
+                && let Some(penalty) = critic.gradient_penalty(images)
+            {
+                terms.push(("r1", penalty.clone().inner()));
+                loss = loss + penalty * weight;
+            }
             GradientsParams::from_grads(loss.backward(), critic)
         });
         TokenizerStep {
@@ -300,7 +306,7 @@ impl TokenizerLoss {
     fn adversarial(
         &self,
         model: &TokenizerModel,
-        critic: &PatchGan,
+        critic: &Critic,
         config: &AdversarialConfig,
         images: &Tensor<4>,
         features: Tensor<4>,
@@ -311,7 +317,7 @@ impl TokenizerLoss {
         let last_weight = model.last_weight().filter(|_| config.adaptive);
         let Some(last_weight) = last_weight else {
             let nll = self.reconstruction(images.clone(), rec.clone());
-            let generator = generator_loss(critic.forward(rec));
+            let generator = config.kind.generator_loss(critic.forward(rec));
             let mut terms = nll.terms;
             terms.push(("generator", generator.clone().inner()));
             let objective = nll.total + generator * config.weight;
@@ -320,7 +326,7 @@ impl TokenizerLoss {
         };
         let (nll_leaf, generator_leaf) = (leaf(&rec), leaf(&rec));
         let nll = self.reconstruction(images.clone(), nll_leaf.clone());
-        let generator = generator_loss(critic.forward(generator_leaf.clone()));
+        let generator = config.kind.generator_loss(critic.forward(generator_leaf.clone()));
         let from_nll = gradient(&nll.total, &nll_leaf);
         let from_generator = gradient(&generator, &generator_leaf);
 

@@ -14,10 +14,9 @@ use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
 use smalti_eval::{Pair, psnr};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
-use smalti_models::losses::tokenizer::TokenizerLoss;
+use smalti_models::losses::{Critic, TokenizerLoss};
 use smalti_models::quantizers::{Stats, usage::Usage};
 use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
-use smalti_nn::PatchGan;
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,7 +38,7 @@ pub struct TokenizerTraining {
     /// What the run is for.
     pub model: TokenizerModel,
     /// Tells images from reconstructions.
-    pub critic: Option<PatchGan>,
+    pub critic: Option<Critic>,
 }
 
 /// A tokenizer with its images.

@@ -6,7 +6,9 @@ use serde::Deserialize;
 use smalti_base::{Error, Result};
 use smalti_models::checkpoint::Rules;
 use smalti_models::losses::tokenizer::LikelihoodConfig;
-use smalti_models::losses::{AdversarialConfig, AdversarialKind, Perceptual, TokenizerLossConfig, TokenizerStep};
+use smalti_models::losses::{
+    AdversarialConfig, AdversarialKind, Critic, CriticConfig, Perceptual, TokenizerLossConfig, TokenizerStep,
+};
 use smalti_models::tokenizers::patches::unpatchify;
 use smalti_models::tokenizers::{Kl, KlConfig, Posterior, TokenizerModel};
 use smalti_nn::{PatchGan, PatchGanConfig};
@@ -194,6 +196,7 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
             weight: losses.disc_weight,
             start_step: losses.disc_start,
             adaptive: true,
+            critic: CriticConfig::default(),
             ndf: losses.ndf,
             layers: losses.disc_num_layers,
         }),
@@ -206,7 +209,7 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let distances = case.tensor::<4>("lpips")?.reshape([images]);
     let loss = config.init(&config_spec(case)?, case.device())?.with_perceptual(Some(Perceptual::given(distances)));
     let noise = Some(case.tensor("eps")?);
-    let step = loss.step_with(&model, Some(&critic), image.clone(), losses.global_step, noise);
+    let step = loss.step_with(&model, Some(&Critic::from(critic)), image.clone(), losses.global_step, noise);
     for (name, ours) in [
         ("ae_loss", "loss"),
         ("kl_loss", "kl"),

@@ -10,10 +10,13 @@ mod diffusion;
 mod fsq;
 mod gumbel;
 mod kl;
+mod lpips;
 mod mar;
 mod maskgit;
+mod metrics;
 mod net2net;
 mod var;
+mod vit;
 mod vqgan;
 
 pub use case::{Case, Comparison, Row, Tolerance};
@@ -75,8 +78,10 @@ struct Stage {
 
 const STAGES: &[Stage] = &[
     Stage { system: "autoencoder-kl", knows: kl::knows, run: kl::model },
+    Stage { system: "fid", knows: metrics::knows_pixels, run: metrics::pixels },
     Stage { system: "fsq", knows: fsq::knows_official, run: fsq::official },
     Stage { system: "fsq", knows: fsq::knows_library, run: fsq::library },
+    Stage { system: "lpips", knows: lpips::knows, run: lpips::distances },
     Stage { system: "mar", knows: diffusion::knows, run: diffusion::diffusion },
     Stage { system: "mar", knows: mar::knows_masked, run: mar::masked },
     Stage { system: "mar", knows: mar::knows_causal, run: mar::causal },
@@ -91,6 +96,7 @@ const STAGES: &[Stage] = &[
     Stage { system: "var", knows: var::knows_tokenizer, run: var::tokenizer },
     Stage { system: "var", knows: var::knows_transformer, run: var::transformer },
     Stage { system: "vit-vqgan", knows: gumbel::knows_distances, run: gumbel::distances },
+    Stage { system: "vit-vqgan", knows: vit::knows, run: vit::model },
     Stage { system: "vq-vae", knows: codebooks::knows_library, run: codebooks::library },
     Stage { system: "vq-vae", knows: codebooks::knows_sonnet, run: codebooks::sonnet },
     Stage { system: "vqgan", knows: codebooks::knows_taming, run: codebooks::taming },

@@ -7,7 +7,9 @@ use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 use smalti_base::{Error, Result};
 use smalti_models::checkpoint::Rules;
-use smalti_models::losses::{AdversarialConfig, AdversarialKind, Perceptual, TokenizerLoss, TokenizerLossConfig};
+use smalti_models::losses::{
+    AdversarialConfig, AdversarialKind, Critic, CriticConfig, Perceptual, TokenizerLoss, TokenizerLossConfig,
+};
 use smalti_models::quantizers::vq::Learning;
 use smalti_models::quantizers::{Pass, Quantizer, QuantizerConfig, VqConfig};
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel, Vqgan, VqganConfig};
@@ -160,6 +162,7 @@ fn loss(case: &Case, model: &TokenizerModel) -> Result<TokenizerLoss> {
             weight: losses.disc_weight,
             start_step: losses.disc_start,
             adaptive: true,
+            critic: CriticConfig::default(),
             ndf: losses.disc_ndf,
             layers: losses.disc_num_layers,
         }),
@@ -180,9 +183,10 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
         let found = terms.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
         found.ok_or_else(|| Error::invalid(name, "the training step has no such term"))
     };
-    let before = loss.step(&model, Some(&critic), image.clone(), 0);
+    let judge = Critic::from(critic.clone());
+    let before = loss.step(&model, Some(&judge), image.clone(), 0);
     compare.floats("ae_loss_step0", term(&before.terms, "loss")?)?;
-    let step = loss.step(&model, Some(&critic), image.clone(), 100);
+    let step = loss.step(&model, Some(&judge), image.clone(), 100);
     for (name, ours) in [
         ("g_loss", "generator"),
         ("d_weight", "adversarial_weight"),
