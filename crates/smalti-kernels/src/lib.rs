@@ -32,7 +32,7 @@ pub use cross_entropy::softmax_cross_entropy;
 pub use gelu::gelu;
 pub use gelu_linear::gelu_linear;
 pub use group_norm::group_norm;
-pub use layer_norm::layer_norm;
+pub use layer_norm::{layer_norm, modulated_layer_norm};
 pub use linear::linear;
 pub use nearest_code::nearest_code;
 pub use norm_conv2d::{GroupNormalization, norm_silu_conv2d};
@@ -60,7 +60,7 @@ pub mod portable {
     pub use crate::cross_entropy::portable as softmax_cross_entropy;
     pub use crate::gelu::portable as gelu;
     pub use crate::group_norm::portable as group_norm;
-    pub use crate::layer_norm::portable as layer_norm;
+    pub use crate::layer_norm::{portable as layer_norm, portable_modulated as modulated_layer_norm};
     pub use crate::linear::portable as linear;
     pub use crate::nearest_code::portable as nearest_code;
     pub use crate::packed::portable as packed_linear;

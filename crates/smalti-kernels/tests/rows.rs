@@ -5,7 +5,7 @@ mod inputs;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use inputs::{assert_close, normal, stream};
-use smalti_kernels::{layer_norm, nearest_code, portable, softmax_cross_entropy};
+use smalti_kernels::{layer_norm, modulated_layer_norm, nearest_code, portable, softmax_cross_entropy};
 
 #[test]
 fn layer_norm_equals_the_portable_body() {
@@ -31,6 +31,32 @@ fn layer_norm_equals_the_portable_body() {
         let (found, expected) = (run(layer_norm), run(portable::layer_norm));
         for ((found, expected), name) in found.into_iter().zip(expected).zip(["y", "dx", "dgamma", "dbeta"]) {
             assert_close(found, expected, 1e-4, &format!("{name} of {:?}", [b, t, d]));
+        }
+    }
+}
+
+#[test]
+fn modulated_layer_norm_equals_the_portable_body() {
+    let device = Device::flex().autodiff();
+    let mut s = stream(3);
+    for case in 0..40 {
+        // Some have sums over several tasks.
+        let [b, t, d] = [1 + s.below(4), 1 + s.below(if case % 8 == 0 { 2000 } else { 30 }), 8 + s.below(100)];
+        let x = normal(&mut s, [b, t, d], &device) + 1.0;
+        let given = [[b, 1, d], [b, t, d], [1, 1, d], [1, t, d]][case % 4];
+        let (scale, shift) = (normal(&mut s, given, &device), normal(&mut s, given, &device));
+        let up = normal(&mut s, [b, t, d], &device);
+        let run = |f: fn(Tensor<3>, Tensor<3>, Tensor<3>, f64) -> Tensor<3>| {
+            let inputs = [&x, &scale, &shift].map(|input| input.clone().require_grad());
+            let [x, scale, shift] = inputs.clone();
+            let y = f(x, scale, shift, 1e-6);
+            let grads = (y.clone() * up.clone()).sum().backward();
+            let [x, scale, shift] = inputs.map(|input| input.grad(&grads).unwrap());
+            [y, x, scale / (t as f32).sqrt(), shift / (t as f32).sqrt()]
+        };
+        let (found, expected) = (run(modulated_layer_norm), run(portable::modulated_layer_norm));
+        for ((found, expected), name) in found.into_iter().zip(expected).zip(["y", "dx", "dscale", "dshift"]) {
+            assert_close(found, expected, 1e-4, &format!("{name} of {:?} by {given:?}", [b, t, d]));
         }
     }
 }

@@ -4,6 +4,7 @@ use super::buffer::{Shared, with_scratch, written};
 use super::gemm::{Matrix, multiply};
 use super::simd::{LANES, exp, simd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Sizes and options of one call.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +62,12 @@ impl<'a> Mask<'a> {
     fn row(self, [image, head]: [usize; 2], query: usize, keys: usize) -> &'a [u8] {
         &self.values[image * self.strides[0] + head * self.strides[1] + query * keys..][..keys]
     }
+
+    /// How many keys, from the first on, hold all that any of these queries sees.
+    fn seen(self, at: [usize; 2], queries: Range<usize>, keys: usize) -> usize {
+        let last = |query| self.row(at, query, keys).iter().rposition(|hidden| *hidden == 0).map_or(0, |key| key + 1);
+        queries.map(last).max().unwrap_or(0)
+    }
 }
 
 /// Gradients of the three inputs, each `[batch, rows, heads, channels]`.
@@ -93,7 +100,7 @@ pub(crate) fn forward(
             // SAFETY: each block of queries belongs to one task.
             let log_sums = unsafe { sums.range(head * queries + first, rows) };
             with_scratch([rows * shape.keys, rows * value_width, rows], |[scores, mixed, totals]| {
-                let seen = score(shape, q, k, at, first, rows, scores);
+                let seen = score(shape, q, k, mask, at, first..first + rows, scores);
                 for row in 0..rows {
                     let limit = shape.seen(first + row);
                     let hidden = mask.map_or(&[][..], |mask| mask.row(at, first + row, shape.keys));
@@ -143,7 +150,7 @@ pub(crate) fn backward(
             dv.fill(0.0);
             for first in (0..queries).step_by(block) {
                 let rows = block.min(queries - first);
-                let seen = score(shape, q, k, at, first, rows, scores);
+                let seen = score(shape, q, k, mask, at, first..first + rows, scores);
                 if seen == 0 {
                     continue;
                 }
@@ -190,17 +197,19 @@ unsafe fn hand_out(target: Shared<'_>, shape: Heads, at: [usize; 2], first: usiz
     }
 }
 
-/// Products of `rows` queries from `first` on with all keys that any of them sees: `[rows, seen]`; returns `seen`.
+/// Products of some queries with the keys up to the last one that any of them sees: `[rows, seen]`; returns `seen`.
 fn score(
     shape: Heads,
     q: View<'_>,
     k: View<'_>,
+    mask: Option<Mask<'_>>,
     at: [usize; 2],
-    first: usize,
-    rows: usize,
+    queries: Range<usize>,
     scores: &mut [f32],
 ) -> usize {
+    let (first, rows) = (queries.start, queries.len());
     let seen = shape.seen(first + rows - 1);
+    let seen = mask.map_or(seen, |mask| mask.seen(at, queries, shape.keys).min(seen));
     multiply([rows, seen, shape.width], scores, [seen, 1], false, q.head(at, first), turned(k.head(at, 0)));
     seen
 }

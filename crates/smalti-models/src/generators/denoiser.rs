@@ -213,9 +213,7 @@ impl Denoiser {
         let blocks = self.blocks.iter().enumerate();
         let x = blocks.fold(x_1nw, |x, (i, block)| block.forward(x, told(i, &block.modulation)));
         let [shift, scale] = chunks(told(self.blocks.len(), &self.output_modulation));
-        let (w, device) = (x.dims()[2], x.device().without_autodiff());
-        let plain = smalti_kernels::layer_norm(x, Tensor::ones([w], &device), Tensor::zeros([w], &device), EPSILON);
-        self.output.forward(plain * (scale + 1.0) + shift)
+        self.output.forward(smalti_kernels::modulated_layer_norm(x, scale, shift, EPSILON))
     }
 
     /// Losses of rows `[n, c]` with conditions `[n, d]`, at given timesteps with given noise `[n, c]`.

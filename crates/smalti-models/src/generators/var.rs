@@ -18,6 +18,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
+use smalti_kernels::modulated_layer_norm;
 use smalti_nn::attention::{SelfAttention, Visible};
 use smalti_nn::cache::KeyValueCache;
 use smalti_nn::dense::{Dense, Pack, TokenEmbedding};
@@ -277,13 +278,6 @@ fn parts<const N: usize>(x_b1d: Tensor<3>) -> [Tensor<3>; N] {
     std::array::from_fn(|i| x_b1d.clone().narrow(2, i * d, d))
 }
 
-/// The norm of each token, scaled by `1 + scale` and shifted.
-fn modulated(x_bnd: Tensor<3>, scale_b1d: Tensor<3>, shift_b1d: Tensor<3>, epsilon: f64) -> Tensor<3> {
-    let (d, device) = (x_bnd.dims()[2], x_bnd.device());
-    let normed = smalti_kernels::layer_norm(x_bnd, Tensor::ones([d], &device), Tensor::zeros([d], &device), epsilon);
-    normed * (scale_b1d + 1.0) + shift_b1d
-}
-
 impl VarBlock {
     /// Mixes the tokens, then changes each by itself.
     ///
@@ -308,9 +302,9 @@ impl VarBlock {
         mix: impl FnOnce(Tensor<3>) -> Tensor<3>,
     ) -> Tensor<3> {
         let [gain_1, gain_2, scale_1, scale_2, shift_1, shift_2] = parts.clone();
-        let mixed = mix(modulated(x_bnd.clone(), scale_1, shift_1, self.epsilon));
+        let mixed = mix(modulated_layer_norm(x_bnd.clone(), scale_1, shift_1, self.epsilon));
         let x = x_bnd + mixed * self.kept(gain_1);
-        let changed = self.mlp.forward(modulated(x.clone(), scale_2, shift_2, self.epsilon));
+        let changed = self.mlp.forward(modulated_layer_norm(x.clone(), scale_2, shift_2, self.epsilon));
         x + changed * self.kept(gain_2)
     }
 
@@ -393,7 +387,7 @@ impl Var {
     /// Logits of all codes for each token of the last block's output, `[b, n, d]` to `[b, n, vocabulary]`.
     pub fn predict(&self, x_bnd: Tensor<3>, modulations: &Modulations) -> Tensor<3> {
         let [scale, shift] = modulations.head.clone();
-        self.head.forward(modulated(x_bnd, scale, shift, self.config.norm_epsilon))
+        self.head.forward(modulated_layer_norm(x_bnd, scale, shift, self.config.norm_epsilon))
     }
 
     /// Logits of every token, each given the condition and the true tokens of the coarser levels.
