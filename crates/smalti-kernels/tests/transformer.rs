@@ -92,7 +92,7 @@ fn attention_equals_the_portable_body() {
             let end = |query: usize| (query / 40 + 1) * 40 * keys / t.max(40);
             let is_hidden = |i: usize, s: &mut Stream| match steps {
                 true => i % keys > end(i / keys % t),
-                false => i % keys != 0 && s.below(2) == 0,
+                false => !i.is_multiple_of(keys) && s.below(2) == 0,
             };
             let hidden: Vec<bool> = (0..mb * mh * t * keys).map(|i| is_hidden(i, &mut s)).collect();
             Tensor::<4, Bool>::from_data(TensorData::new(hidden, [mb, mh, t, keys]), &device)
