@@ -1,10 +1,9 @@
 //! GPT: decoding, a whole forward pass, a training step.
 
 use super::inputs::{self, Inputs};
-use super::training::{self, Trained};
+use super::training::{self, Lesson, Step};
 use super::{Outputs, Task, bundle};
 use crate::rows::Row;
-use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use smalti::base::{Error, Result, Rng};
 use smalti::models::checkpoint::Rules;
@@ -110,49 +109,30 @@ impl Task for Forward {
 
 /// Loss, gradients, AdamW.
 pub struct Train {
-    trained: Trained<GeneratorModel>,
     codes: Tensor<2, Int>,
     conditions: Vec<Condition>,
 }
 
 impl Train {
     /// Reads weights and tokens.
-    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+    pub fn open(row: &Row, folder: &Path) -> Result<Step<Self>> {
         let device = training::device();
         let inputs = Inputs::read(folder, &device)?;
-        Ok(Self {
-            codes: inputs.ids("codes", row.batch)?,
-            conditions: inputs.classes()?,
-            trained: Trained::new(row, generator(row, folder, &device)?, None)?,
-        })
-    }
-
-    fn step(&mut self) -> Result<Tensor<1>> {
-        let model = self.trained.model();
-        let loss = model.loss(Codes::Discrete(self.codes.clone()), &self.conditions, &mut Rng::new(0).stream(0, 0))?;
-        let value = loss.loss.clone().inner();
-        let gradients = GradientsParams::from_grads(loss.loss.backward(), model);
-        self.trained.apply(gradients)?;
-        Ok(value)
-    }
-
-    fn watched(&self) -> Result<Tensor<2>> {
-        let blocks = &gpt(self.trained.model())?.blocks;
-        let block = blocks.first().ok_or_else(|| Error::invalid("gpt", "the model has no blocks"))?;
-        Ok(block.mlp.expand.weight.val())
+        let lesson = Self { codes: inputs.ids("codes", row.batch)?, conditions: inputs.classes()? };
+        Step::new(row, generator(row, folder, &device)?, lesson)
     }
 }
 
-impl Task for Train {
-    fn check(&mut self) -> Result<Outputs> {
-        let before = self.watched()?;
-        let loss = self.step()?;
-        let update = training::change(before, self.watched()?).transpose();
-        Ok(inputs::outputs([("loss", inputs::floats(loss)), ("update", inputs::floats(update))]))
+impl Lesson for Train {
+    type Model = GeneratorModel;
+
+    fn loss(&self, model: &GeneratorModel) -> Result<Tensor<1>> {
+        let codes = Codes::Discrete(self.codes.clone());
+        Ok(model.loss(codes, &self.conditions, &mut Rng::new(0).stream(0, 0))?.loss)
     }
 
-    fn run(&mut self) -> Result<()> {
-        std::hint::black_box(self.step()?.into_data());
-        Ok(())
+    fn watched(model: &GeneratorModel) -> Result<Tensor<2>> {
+        let block = gpt(model)?.blocks.first();
+        Ok(block.ok_or_else(|| Error::invalid("gpt", "the model has no blocks"))?.mlp.expand.weight.val())
     }
 }

@@ -1,10 +1,9 @@
 //! MAR: a part of a generation, a forward pass, a training step.
 
 use super::inputs::{self, Inputs};
-use super::training::{self, Trained};
+use super::training::{self, Lesson, Step};
 use super::{Outputs, Task, bundle};
 use crate::rows::Row;
-use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use smalti::base::{Error, Result};
@@ -206,44 +205,28 @@ impl Task for Forward {
 
 /// The diffusion loss of given masks and noise, gradients, AdamW.
 pub struct Train {
-    trained: Trained<Mar>,
     masked: Masked,
 }
 
 impl Train {
     /// Reads weights, tokens and noise.
-    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+    pub fn open(row: &Row, folder: &Path) -> Result<Step<Self>> {
         let device = training::device();
-        let trained = Trained::new(row, generator(row, folder, &device)?, None)?;
-        Ok(Self { trained, masked: Masked::read(row, folder, &device)? })
-    }
-
-    fn step(&mut self) -> Result<Tensor<1>> {
-        let Masked { tokens, classes, masks, t, noise } = &self.masked;
-        let model = self.trained.model();
-        let loss = model.masked_loss(tokens.clone(), classes.clone(), masks, t, noise.clone());
-        let value = loss.clone().inner();
-        let gradients = GradientsParams::from_grads(loss.backward(), model);
-        self.trained.apply(gradients)?;
-        Ok(value)
-    }
-
-    fn watched(&self) -> Result<Tensor<2>> {
-        let block = self.trained.model().decoder.first();
-        Ok(block.ok_or_else(|| Error::invalid("mar", "the model has no blocks"))?.mlp.expand.weight.val())
+        let lesson = Self { masked: Masked::read(row, folder, &device)? };
+        Step::new(row, generator(row, folder, &device)?, lesson)
     }
 }
 
-impl Task for Train {
-    fn check(&mut self) -> Result<Outputs> {
-        let before = self.watched()?;
-        let loss = self.step()?;
-        let update = training::change(before, self.watched()?).transpose();
-        Ok(inputs::outputs([("loss", inputs::floats(loss)), ("update", inputs::floats(update))]))
+impl Lesson for Train {
+    type Model = Mar;
+
+    fn loss(&self, model: &Mar) -> Result<Tensor<1>> {
+        let Masked { tokens, classes, masks, t, noise } = &self.masked;
+        Ok(model.masked_loss(tokens.clone(), classes.clone(), masks, t, noise.clone()))
     }
 
-    fn run(&mut self) -> Result<()> {
-        std::hint::black_box(self.step()?.into_data());
-        Ok(())
+    fn watched(model: &Mar) -> Result<Tensor<2>> {
+        let block = model.decoder.first();
+        Ok(block.ok_or_else(|| Error::invalid("mar", "the model has no blocks"))?.mlp.expand.weight.val())
     }
 }

@@ -1,10 +1,9 @@
 //! MaskGIT: parallel decoding, and a training step.
 
 use super::inputs::{self, Inputs};
-use super::training::{self, Trained};
+use super::training::{self, Lesson, Step};
 use super::{Outputs, Task, bundle};
 use crate::rows::Row;
-use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use smalti::base::{Error, Result};
@@ -95,7 +94,6 @@ struct TrainOptions {
 
 /// Loss of given masks, gradients, AdamW.
 pub struct Train {
-    trained: Trained<MaskGit>,
     codes: Tensor<2, Int>,
     classes: Tensor<2, Int>,
     masks: Vec<Vec<bool>>,
@@ -104,45 +102,29 @@ pub struct Train {
 
 impl Train {
     /// Reads weights, tokens and masks.
-    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+    pub fn open(row: &Row, folder: &Path) -> Result<Step<Self>> {
         let device = training::device();
         let inputs = Inputs::read(folder, &device)?;
         let TrainOptions { label_smoothing } = inputs::options(row)?;
-        Ok(Self {
+        let lesson = Self {
             codes: inputs.ids("codes", row.batch)?,
             classes: inputs.ids("classes", row.batch)?,
             masks: inputs.masks("masked")?,
             label_smoothing,
-            trained: Trained::new(row, generator(row, folder, &device)?, None)?,
-        })
-    }
-
-    fn step(&mut self) -> Result<Tensor<1>> {
-        let model = self.trained.model();
-        let loss = model.masked_loss(self.codes.clone(), self.classes.clone(), &self.masks, self.label_smoothing).loss;
-        let value = loss.clone().inner();
-        let gradients = GradientsParams::from_grads(loss.backward(), model);
-        self.trained.apply(gradients)?;
-        Ok(value)
-    }
-
-    fn watched(&self) -> Result<Tensor<2>> {
-        let block = self.trained.model().blocks.first();
-        let block = block.ok_or_else(|| Error::invalid("maskgit", "the model has no blocks"))?;
-        Ok(block.mlp.expand.weight.val())
+        };
+        Step::new(row, generator(row, folder, &device)?, lesson)
     }
 }
 
-impl Task for Train {
-    fn check(&mut self) -> Result<Outputs> {
-        let before = self.watched()?;
-        let loss = self.step()?;
-        let update = training::change(before, self.watched()?).transpose();
-        Ok(inputs::outputs([("loss", inputs::floats(loss)), ("update", inputs::floats(update))]))
+impl Lesson for Train {
+    type Model = MaskGit;
+
+    fn loss(&self, model: &MaskGit) -> Result<Tensor<1>> {
+        Ok(model.masked_loss(self.codes.clone(), self.classes.clone(), &self.masks, self.label_smoothing).loss)
     }
 
-    fn run(&mut self) -> Result<()> {
-        std::hint::black_box(self.step()?.into_data());
-        Ok(())
+    fn watched(model: &MaskGit) -> Result<Tensor<2>> {
+        let block = model.blocks.first();
+        Ok(block.ok_or_else(|| Error::invalid("maskgit", "the model has no blocks"))?.mlp.expand.weight.val())
     }
 }

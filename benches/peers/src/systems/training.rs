@@ -1,5 +1,6 @@
 //! What a training step does after the loss, in the order of `smalti train`.
 
+use super::{Outputs, Task, inputs};
 use crate::rows::Row;
 use burn::module::Module;
 use burn::optim::GradientsParams;
@@ -31,7 +32,7 @@ pub struct Trained<M: Module> {
 impl<M: Module> Trained<M> {
     /// Begins with these weights.
     pub fn new(row: &Row, model: M, critic: Option<&'static str>) -> Result<Self> {
-        let OptimizerOptions { learning_rate, betas, weight_decay } = super::inputs::options(row)?;
+        let OptimizerOptions { learning_rate, betas, weight_decay } = inputs::options(row)?;
         let config =
             OptimizerConfig { learning_rate, betas, epsilon: 1e-8, weight_decay, clip_norm: None, groups: Vec::new() };
         Ok(Self { optimizer: AdamW::new(&config, &model)?, model: Some(model), updates: 0, critic })
@@ -62,6 +63,54 @@ impl<M: Module> Trained<M> {
         let pace = Pace { update: self.updates, rate_factor: 1.0, ..Pace::default() };
         self.model = self.model.take().map(|model| self.optimizer.step(model, None, &mut sum, &pace).0);
         self.updates += 1;
+        Ok(())
+    }
+}
+
+/// What a generator's training step is of its own.
+pub trait Lesson {
+    /// The generator.
+    type Model: Module;
+
+    /// The loss of the row's batch.
+    fn loss(&self, model: &Self::Model) -> Result<Tensor<1>>;
+
+    /// The weight whose update is compared, `[inputs, outputs]`.
+    fn watched(model: &Self::Model) -> Result<Tensor<2>>;
+}
+
+/// Loss, gradients, AdamW.
+pub struct Step<L: Lesson> {
+    trained: Trained<L::Model>,
+    lesson: L,
+}
+
+impl<L: Lesson> Step<L> {
+    /// Begins with these weights.
+    pub fn new(row: &Row, model: L::Model, lesson: L) -> Result<Self> {
+        Ok(Self { trained: Trained::new(row, model, None)?, lesson })
+    }
+
+    fn step(&mut self) -> Result<Tensor<1>> {
+        let model = self.trained.model();
+        let loss = self.lesson.loss(model)?;
+        let value = loss.clone().inner();
+        let gradients = GradientsParams::from_grads(loss.backward(), model);
+        self.trained.apply(gradients)?;
+        Ok(value)
+    }
+}
+
+impl<L: Lesson> Task for Step<L> {
+    fn check(&mut self) -> Result<Outputs> {
+        let before = L::watched(self.trained.model())?;
+        let loss = self.step()?;
+        let update = change(before, L::watched(self.trained.model())?).transpose();
+        Ok(inputs::outputs([("loss", inputs::floats(loss)), ("update", inputs::floats(update))]))
+    }
+
+    fn run(&mut self) -> Result<()> {
+        std::hint::black_box(self.step()?.into_data());
         Ok(())
     }
 }

@@ -1,10 +1,9 @@
 //! VAR: a whole image, a forward pass, a training step.
 
 use super::inputs::{self, Inputs};
-use super::training::{self, Trained};
+use super::training::{self, Lesson, Step};
 use super::{Outputs, Task, bundle};
 use crate::rows::Row;
-use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use smalti::base::{Error, Result};
@@ -134,48 +133,29 @@ impl Task for Forward {
 
 /// Loss, gradients, AdamW.
 pub struct Train {
-    trained: Trained<Var>,
     codes: Tensor<2, Int>,
     conditions: Vec<Condition>,
 }
 
 impl Train {
     /// Reads weights and tokens.
-    pub fn open(row: &Row, folder: &Path) -> Result<Self> {
+    pub fn open(row: &Row, folder: &Path) -> Result<Step<Self>> {
         let device = training::device();
         let inputs = Inputs::read(folder, &device)?;
-        Ok(Self {
-            codes: inputs.ids("codes", row.batch)?,
-            conditions: inputs.classes()?,
-            trained: Trained::new(row, generator(row, folder, &device)?, None)?,
-        })
-    }
-
-    fn step(&mut self) -> Result<Tensor<1>> {
-        let model = self.trained.model();
-        let loss = model.predictions(Codes::Discrete(self.codes.clone()), &self.conditions)?.loss().loss;
-        let value = loss.clone().inner();
-        let gradients = GradientsParams::from_grads(loss.backward(), model);
-        self.trained.apply(gradients)?;
-        Ok(value)
-    }
-
-    fn watched(&self) -> Result<Tensor<2>> {
-        let block = self.trained.model().blocks.first();
-        Ok(block.ok_or_else(|| Error::invalid("var", "the model has no blocks"))?.mlp.expand.weight.val())
+        let lesson = Self { codes: inputs.ids("codes", row.batch)?, conditions: inputs.classes()? };
+        Step::new(row, generator(row, folder, &device)?, lesson)
     }
 }
 
-impl Task for Train {
-    fn check(&mut self) -> Result<Outputs> {
-        let before = self.watched()?;
-        let loss = self.step()?;
-        let update = training::change(before, self.watched()?).transpose();
-        Ok(inputs::outputs([("loss", inputs::floats(loss)), ("update", inputs::floats(update))]))
+impl Lesson for Train {
+    type Model = Var;
+
+    fn loss(&self, model: &Var) -> Result<Tensor<1>> {
+        Ok(model.predictions(Codes::Discrete(self.codes.clone()), &self.conditions)?.loss().loss)
     }
 
-    fn run(&mut self) -> Result<()> {
-        std::hint::black_box(self.step()?.into_data());
-        Ok(())
+    fn watched(model: &Var) -> Result<Tensor<2>> {
+        let block = model.blocks.first();
+        Ok(block.ok_or_else(|| Error::invalid("var", "the model has no blocks"))?.mlp.expand.weight.val())
     }
 }
