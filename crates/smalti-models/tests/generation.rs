@@ -284,6 +284,9 @@ fn a_shared_table_needs_its_condition() {
     assert!(refused(GptConfig { condition_dropout: 0.1, ..shared.clone() }).contains("null vector"));
     let many = ConditionConfig::Class { classes: CODES + 1 };
     assert!(refused(GptConfig { condition: many, ..shared.clone() }).contains("25 ids, the table 24 rows"));
+    for start_token in [CODES, usize::MAX] {
+        assert!(refused(GptConfig { start_token, ..shared.clone() }).contains("is not in 0..24"));
+    }
     assert!(refused(GptConfig { block_size: Some(11), ..shared.clone() }).contains("need 12"));
     assert!(refused(GptConfig { pkeep: 1.5, ..shared }).contains("pkeep"));
 }

@@ -4,7 +4,7 @@
 //! the last of them predicts the first image token. There the condition's ids are rows of the token table; by default they
 //! have a table of their own, as in LlamaGen (arXiv 2406.06525), with a null vector for guidance.
 //!
-//! Pictures larger than the model's grid are made through a window of its size that follows the next token (section 3.4 of
+//! Pictures larger than the model's grid are made through a window of its size that follows the next token (section 3.2 of
 //! the paper).
 
 use super::{
@@ -163,8 +163,9 @@ impl GptConfig {
         if !self.shared_table {
             return Ok(());
         }
-        let (ids, codes) = (self.condition.null().max(self.start_token + 1), self.codes());
+        let (ids, codes) = (self.condition.null(), self.codes());
         match &self.condition {
+            _ if self.start_token >= codes => refuse(format!("start_token = {} is not in 0..{codes}", self.start_token)),
             ConditionConfig::Text { .. } => {
                 refuse("shared_table with text: padding needs a null vector, which only an own table has".into())
             }

@@ -157,6 +157,14 @@ pub(super) fn transformer(case: &Case, compare: &mut Comparison) -> Result<()> {
     let gpt = transformer_of(case, device)?;
     let vocabulary = gpt.tokens.table.dims()[0];
     let codes = row_by_row(case, &gpt, "z_indices")?;
+    for name in ["c_indices", "z_indices", "pkeep_random"] {
+        if let Some(token) = case.ints(name)?.iter().find(|token| !(0..vocabulary as i64).contains(*token)) {
+            return Err(Error::invalid(
+                case.title(),
+                format!("`{name}` holds {token}, which is not in 0..{vocabulary}"),
+            ));
+        }
+    }
     let (condition, ordered) = (case.ids::<2>("c_indices")?, case.ids::<2>("z_indices")?);
     compare.floats("logits", gpt.logits(condition.clone(), ordered.clone()))?;
     let predictions = gpt.predictions(Codes::Discrete(upload(&codes, device)), &conditions(case)?)?;
@@ -287,6 +295,7 @@ pub(super) fn knows_window(case: &Case) -> bool {
     case.has(&["c_indices", "indices", "trace"])
         && shape("c_indices") == shape("indices")
         && shape("indices").len() == 3
+        && case.setting::<usize>("window").is_ok_and(|window| shape("indices")[1..].iter().all(|side| *side >= window))
         && case.setting::<MinGpt>("gpt").is_ok_and(|gpt| gpt.n_unmasked == 0)
 }
 
