@@ -12,6 +12,7 @@ use smalti::models::tokenizers::TokenizerConfig;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Side of the models' images.
 pub const SIDE: usize = 16;
@@ -75,9 +76,14 @@ pub fn generator(kind: &str, condition: Value) -> Value {
     })
 }
 
-/// Writes a bundle with fresh weights.
+/// Holds the process's only random numbers, so that tests that run side by side do not draw from each other's.
+static DRAWS: Mutex<()> = Mutex::new(());
+
+/// Writes a bundle with fresh weights, the same each time.
 pub fn bundle(folder: &Path, generator: Option<Value>, classes: &[&str]) {
+    let _alone = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
     let device = burn::tensor::Device::flex();
+    device.seed(0);
     let paths = BundlePaths::at(folder);
     let mut manifest = Manifest::new("tiny");
     manifest.classes = classes.iter().map(|name| name.to_string()).collect();

@@ -31,10 +31,12 @@ impl Usage {
         self.counts.iter().filter(|count| **count > 0).count() as f64 / self.counts.len().max(1) as f64
     }
 
-    /// Entropy of the code frequencies in nats, with the field's 1e-10 inside the logarithm.
+    /// Entropy of the code frequencies in nats, at least 0. Without the field's 1e-10 inside the logarithm, which makes it
+    /// negative for a single code.
     pub fn entropy(&self) -> f64 {
-        let total = self.counts.iter().sum::<u64>().max(1) as f64;
-        -self.counts.iter().map(|count| *count as f64 / total).map(|p| p * (p + 1e-10).ln()).sum::<f64>()
+        let total = self.counts.iter().sum::<u64>() as f64;
+        let used = self.counts.iter().filter(|count| **count > 0).map(|count| *count as f64 / total);
+        used.map(|p| -p * p.ln()).sum::<f64>().max(0.0)
     }
 
     /// [`Self::entropy`] in bits.
@@ -60,5 +62,13 @@ mod tests {
         assert_eq!(usage.used_fraction(), 0.5);
         assert!((usage.perplexity() - 4.0).abs() < 1e-6);
         assert!((usage.entropy_bits() - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn one_code_or_none_has_the_least_perplexity() {
+        let mut usage = Usage::new(8);
+        assert_eq!(usage.perplexity(), 1.0);
+        usage.add([3, 3, 3]);
+        assert_eq!(usage.perplexity(), 1.0);
     }
 }
