@@ -79,11 +79,18 @@ pub fn generator(kind: &str, condition: Value) -> Value {
 /// Holds the process's only random numbers, so that tests that run side by side do not draw from each other's.
 static DRAWS: Mutex<()> = Mutex::new(());
 
-/// Writes a bundle with fresh weights, the same each time.
+/// Writes a bundle with fresh weights, the same each time for a folder of this name.
 pub fn bundle(folder: &Path, generator: Option<Value>, classes: &[&str]) {
     let _alone = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
     let device = burn::tensor::Device::flex();
-    device.seed(0);
+    device.seed(
+        folder
+            .file_name()
+            .unwrap()
+            .as_encoded_bytes()
+            .iter()
+            .fold(0, |seed, byte| seed ^ (seed << 5) ^ u64::from(*byte)),
+    );
     let paths = BundlePaths::at(folder);
     let mut manifest = Manifest::new("tiny");
     manifest.classes = classes.iter().map(|name| name.to_string()).collect();
