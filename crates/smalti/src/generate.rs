@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
 use smalti_models::sampling::Sampling;
-use smalti_models::{Codes, Generator, ImageRequest, Request, Tokenizer};
+use smalti_models::{Codes, Generator, ImageRequest, Request};
 use smalti_nn::dense::WeightPrecision;
 use std::path::{Path, PathBuf};
 
@@ -178,20 +178,23 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
     let device = device::open(&plan.device)?;
     let condition = plan.model.resolve(&plan.condition, plan.grid, &device)?;
     plan.model.remark(&condition).iter().for_each(|line| progress.say(line));
-    let tokenizer = plan.model.open_tokenizer(&device)?;
-    let generator = plan.model.open_generator(&device, plan.weights)?;
+    let decoder = plan.model.open_decoder(&device)?;
+    let mut generator = Some(plan.model.open_generator(&device, plan.weights)?);
     let seeds: Vec<u64> = (0..plan.count as u64).map(|i| plan.seed.wrapping_add(i)).collect();
     let (mut files, mut images) = (Vec::new(), Vec::new());
     let batches = seeds.len().div_ceil(plan.batch);
     for (batch, seeds) in seeds.chunks(plan.batch).enumerate() {
+        let Some(model) = &generator else { break };
         let request = ImageRequest { condition: condition.clone(), seed: 0, known: None };
         let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..request.clone() }).collect();
         let request = Request { grid: plan.grid, ..Request::new(requests, plan.sampling.clone()) };
         let what = if batches > 1 { format!("generating {}/{batches}", batch + 1) } else { "generating".into() };
-        let codes = generate(&generator, &request, &what, progress)?;
+        let codes = generate(model, &request, &what, progress)?;
+        // The last pictures are decoded in the memory that the generator had.
+        generator = generator.filter(|_| batch + 1 < batches);
         let decoded = match plan.grid {
-            None => tokenizer.decode(&codes),
-            Some(grid) => tokenizer.decode_grid(&codes, grid)?,
+            None => decoder.decode(&codes),
+            Some(grid) => decoder.decode_grid(&codes, grid)?,
         };
         for (image, seed) in pixels::download(decoded)?.iter().zip(seeds) {
             let image = pixels::enlarged(image, plan.scale)?;

@@ -7,9 +7,9 @@ use smalti_base::{Error, Layout, Result, TokenSpec, Tokens};
 use smalti_data::TextTokenizer;
 use smalti_data::image::{Image, Limits, open as open_image};
 use smalti_data::transforms::{Filter, resize};
-use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_packed, read_weights};
+use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_decoder, read_packed, read_weights};
 use smalti_models::generators::{ConditionConfig, GeneratorConfig, GeneratorModel};
-use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
+use smalti_models::tokenizers::{TokenDecoder, Tokenizer, TokenizerConfig, TokenizerModel};
 use smalti_models::{Condition, sampling::Sampling};
 use smalti_nn::dense::WeightPrecision;
 use std::path::{Path, PathBuf};
@@ -281,6 +281,14 @@ impl ModelPlan {
     /// As [`read_weights`].
     pub fn open_tokenizer(&self, device: &Device) -> Result<TokenizerModel> {
         read_weights(&self.paths(), Part::Tokenizer, self.tokenizer.init(device)?)
+    }
+
+    /// What makes images of codes; the weights of the encoder are not read.
+    ///
+    /// # Errors
+    /// As [`read_decoder`].
+    pub fn open_decoder(&self, device: &Device) -> Result<TokenDecoder> {
+        read_decoder(&self.paths(), self.tokenizer.init(device)?)
     }
 
     /// The generator with its weights, for inference. On the CPU its matrices are packed while they are read.

@@ -10,7 +10,7 @@ use smalti::base::{Result, config, files};
 use smalti::model::ModelPlan;
 use smalti::models::checkpoint::{BundlePaths, Manifest, Part, Precision, write_part};
 use smalti::models::generators::{GeneratorConfig, GeneratorModel};
-use smalti::models::tokenizers::TokenizerModel;
+use smalti::models::tokenizers::{TokenDecoder, TokenizerModel};
 use std::path::Path;
 
 /// Writes a bundle of a generator with the shared weights. It has a tokenizer's configuration, to which the tokens belong, and
@@ -38,9 +38,9 @@ pub fn prepare<M: Module>(row: &Row, folder: &Path, generator: &M, weights: Opti
     manifest.write(bundle.root())
 }
 
-/// The tokenizer of the row's bundle.
-pub fn open_tokenizer(folder: &Path, device: &Device) -> Result<TokenizerModel> {
-    ModelPlan::find(Some(&folder.join("bundle")))?.open_tokenizer(device)
+/// What makes images of codes in the row's bundle.
+pub fn open_decoder(folder: &Path, device: &Device) -> Result<TokenDecoder> {
+    ModelPlan::find(Some(&folder.join("bundle")))?.open_decoder(device)
 }
 
 /// The generator of the row's bundle, its weights kept in the type that the row names.

@@ -10,8 +10,8 @@ use smalti::base::{Error, Result};
 use smalti::models::checkpoint::Rules;
 use smalti::models::generators::{GeneratorConfig, GeneratorModel, Var};
 use smalti::models::sampling::GuidanceSchedule;
-use smalti::models::tokenizers::{TokenizerConfig, TokenizerModel};
-use smalti::models::{Codes, Condition, Generator, ImageRequest, Request, Sampling, Tokenizer};
+use smalti::models::tokenizers::{TokenDecoder, TokenizerConfig, TokenizerModel};
+use smalti::models::{Codes, Condition, Generator, ImageRequest, Request, Sampling};
 use std::path::Path;
 
 /// The row's generator with the shared weights, and the quantizer of its tokenizer.
@@ -50,7 +50,7 @@ struct Options {
 /// Tokens with guidance, always the most likely ones, and their image.
 pub struct Image {
     model: GeneratorModel,
-    tokenizer: TokenizerModel,
+    decoder: TokenDecoder,
     request: Request,
 }
 
@@ -66,7 +66,7 @@ impl Image {
         Ok(Self {
             request: Request::new(images.collect(), sampling),
             model: bundle::open(row, folder, &device)?,
-            tokenizer: bundle::open_tokenizer(folder, &device)?,
+            decoder: bundle::open_decoder(folder, &device)?,
         })
     }
 
@@ -78,7 +78,7 @@ impl Image {
         let codes = generation.codes();
         // What generating needs is given back before the decoder needs memory.
         drop(generation);
-        let images = self.tokenizer.decode(&codes);
+        let images = self.decoder.decode(&codes);
         Ok((codes, images))
     }
 }

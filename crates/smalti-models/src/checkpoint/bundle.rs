@@ -12,8 +12,9 @@
 
 use super::packed::load_packed;
 use super::tensors::{Source, copy_tensors};
-use super::weights::{Precision, load_module, parameter_map, save_module};
+use super::weights::{Precision, load_module, load_without, parameter_map, save_module};
 use crate::sampling::Sampling;
+use crate::tokenizers::{TokenDecoder, TokenizerModel};
 use burn::module::Module;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use smalti_base::{Error, Result, config, files};
@@ -311,6 +312,14 @@ pub fn read_config<C: DeserializeOwned>(bundle: &BundlePaths, part: Part) -> Res
 /// As [`load_module`].
 pub fn read_weights<M: Module>(bundle: &BundlePaths, part: Part, module: M) -> Result<M> {
     load_module(module, &bundle.weights(part))
+}
+
+/// The half of a bundle's tokenizer that makes images; the other half is not read.
+///
+/// # Errors
+/// As [`load_without`].
+pub fn read_decoder(bundle: &BundlePaths, tokenizer: TokenizerModel) -> Result<TokenDecoder> {
+    load_without(tokenizer, &bundle.weights(Part::Tokenizer), &TokenizerModel::only_encodes).map(TokenDecoder::new)
 }
 
 /// [`read_weights`] for inference on the CPU, with packed dense layers.

@@ -14,11 +14,13 @@ pub mod tensors;
 pub mod weights;
 
 pub use bundle::{
-    BundlePaths, Manifest, Part, PartFacts, copy_part, read_config, read_packed, read_weights, write_part,
+    BundlePaths, Manifest, Part, PartFacts, copy_part, read_config, read_decoder, read_packed, read_weights, write_part,
 };
 pub use open::{Below, INDEX, WEIGHTS_ENDINGS, choose_weights, indexed_files, open_weights};
 pub use packed::load_packed;
 pub use pytorch::PytorchFile;
 pub use rules::{Plan, Rules};
 pub use tensors::{Source, Stored, Values, WeightsFile, copy_tensors, read_tensors, write_tensors};
-pub use weights::{Entry, Kind, Precision, Report, load_from, load_module, parameter_map, parameters, save_module};
+pub use weights::{
+    Entry, Kind, Precision, Report, load_from, load_module, load_without, parameter_map, parameters, save_module,
+};

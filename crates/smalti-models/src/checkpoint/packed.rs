@@ -1,10 +1,9 @@
 //! Weights that are packed while they are read, so that a reduced model never needs the memory of the whole one.
 
-use super::tensors::{Source, Stored, WeightsFile};
-use super::weights::{load_from, parameter_map};
+use super::tensors::{Source, WeightsFile};
+use super::weights::{Without, load_from, parameter_map};
 use smalti_base::{Error, Result};
 use smalti_nn::dense::{Pack, WeightPrecision};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// [`super::load_module`] for inference on the CPU: dense layers take their weights packed, one after the other.
@@ -22,8 +21,8 @@ fn pack_from<M: Pack>(mut module: M, source: &dyn Source, precision: WeightPreci
     let dense: Vec<String> = layers.iter().filter_map(|layer| name(layer.weight.id)).collect();
     // Whether everything fits is asked for all weights together.
     super::Report::compare(&entries, &source.shapes(), &|_| false).must_fit(&source.place())?;
-    let others = Others { source, dense: &dense };
-    let (mut module, _) = load_from(module, &others, &|name| dense.iter().any(|dense| dense == name))?;
+    let is_dense = |name: &str| dense.iter().any(|dense| dense == name);
+    let (mut module, _) = load_from(module, &Without { source, left_out: &is_dense }, &is_dense)?;
     for (layer, name) in module.dense_layers().into_iter().zip(&dense) {
         let stored = source.read(name)?;
         let values = stored.floats().ok_or_else(|| {
@@ -33,26 +32,4 @@ fn pack_from<M: Pack>(mut module: M, source: &dyn Source, precision: WeightPreci
         layer.pack_values(values, precision);
     }
     Ok(module)
-}
-
-/// A source without the weights of dense layers.
-struct Others<'a> {
-    source: &'a dyn Source,
-    dense: &'a [String],
-}
-
-impl Source for Others<'_> {
-    fn place(&self) -> String {
-        self.source.place()
-    }
-
-    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        let mut shapes = self.source.shapes();
-        shapes.retain(|name, _| !self.dense.contains(name));
-        shapes
-    }
-
-    fn read(&self, name: &str) -> Result<Stored> {
-        self.source.read(name)
-    }
 }

@@ -79,6 +79,40 @@ pub fn load_module<M: Module>(module: M, path: &Path) -> Result<M> {
     load_from(module, &WeightsFile::open(path)?, &|_| false).map(|(module, _)| module)
 }
 
+/// [`load_module`] without the parameters that `left_out` names: the file must have them, but they stay unread. They have no values
+/// and take no memory until something asks for them, and then they are random.
+///
+/// # Errors
+/// As [`load_module`].
+pub fn load_without<M: Module>(module: M, path: &Path, left_out: &dyn Fn(&str) -> bool) -> Result<M> {
+    let source = WeightsFile::open(path)?;
+    Report::compare(&parameter_map(&module), &source.shapes(), &|_| false).must_fit(&source.place())?;
+    load_from(module, &Without { source: &source, left_out }, left_out).map(|(module, _)| module)
+}
+
+/// A source without some of its tensors.
+pub(super) struct Without<'a> {
+    pub source: &'a dyn Source,
+    /// Whether the tensor of this name is left out.
+    pub left_out: &'a dyn Fn(&str) -> bool,
+}
+
+impl Source for Without<'_> {
+    fn place(&self) -> String {
+        self.source.place()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let mut shapes = self.source.shapes();
+        shapes.retain(|name, _| !(self.left_out)(name));
+        shapes
+    }
+
+    fn read(&self, name: &str) -> Result<Stored> {
+        self.source.read(name)
+    }
+}
+
 /// What loading found, before anything is changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Report {

@@ -140,6 +140,11 @@ impl TokenizerModel {
         }
     }
 
+    /// Whether only encoding needs the parameter of this path.
+    pub fn only_encodes(path: &str) -> bool {
+        ["encoder.", "quant_conv.", "to_patch.", "pre_quant."].iter().any(|part| path.starts_with(part))
+    }
+
     /// The quantizer between encoder and decoder, if tokens are codes.
     pub fn quantizer(&self) -> Option<&QuantizerModel> {
         match self {
@@ -287,5 +292,29 @@ impl Tokenizer for TokenizerModel {
 
     fn decode(&self, codes: &Codes) -> Tensor<4> {
         self.to_pixels(self.features(self.codes_to_latents(codes)))
+    }
+}
+
+/// The half of a tokenizer that makes images of codes. The other half may have no weights, so it cannot be reached.
+#[derive(Debug)]
+pub struct TokenDecoder(TokenizerModel);
+
+impl TokenDecoder {
+    /// The decoder of a tokenizer whose parameters are loaded, those aside of which [`TokenizerModel::only_encodes`] says so.
+    pub fn new(tokenizer: TokenizerModel) -> Self {
+        Self(tokenizer)
+    }
+
+    /// See [`Tokenizer::decode`].
+    pub fn decode(&self, codes: &Codes) -> Tensor<4> {
+        self.0.decode(codes)
+    }
+
+    /// See [`TokenizerModel::decode_grid`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_grid(&self, codes: &Codes, size: (usize, usize)) -> Result<Tensor<4>> {
+        self.0.decode_grid(codes, size)
     }
 }
