@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 ///
 /// A network asks for the same few sizes of some megabytes again and again. The system gets such blocks from the kernel each
 /// time, which clears them page by page when they are first touched: up to a third of the time of a convolution. What is
-/// kept and what is in use never exceed what was in use at once before by more than a twelfth.
+/// kept and what is in use exceed what was in use at once before by no more than a part of what comes and goes.
 ///
 /// ```
 /// #[global_allocator]
@@ -26,11 +26,15 @@ const LARGE: usize = 256 << 10;
 
 /// From this size on glibc returns blocks to the kernel: those leave the large holes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const RETURNED: libc::c_int = 4 << 20;
+const RETURNED: libc::c_int = 1 << 20;
 
-/// What is kept may pass the peak by this part of it: a training step asks for its sizes in another order than it gave them back,
-/// and without slack every sixth block would come from the kernel anew.
+/// What is kept may pass the peak by this part of what comes and goes: a training step asks for its sizes in another order than it
+/// gave them back, and without slack every sixth block would come from the kernel anew.
 const SLACK: usize = 12;
+
+/// What is kept may always pass the peak by this much, or by a third of what comes and goes if that is less: where little does,
+/// it changes its sizes more, as between a generator and a decoder.
+const LEAST_SLACK: usize = 48 << 20;
 
 /// Most blocks that are kept.
 const SLOTS: usize = 256;
@@ -53,6 +57,8 @@ struct State {
     used_bytes: usize,
     /// The most that was in use at once.
     peak_bytes: usize,
+    /// The least that was in use since then: weights and the like, which stay.
+    lowest_bytes: usize,
 }
 
 // SAFETY: the state is accessed only by the thread that holds the lock.
@@ -65,7 +71,8 @@ impl Keeping {
     #[must_use]
     pub const fn new() -> Self {
         let none = Block { start: std::ptr::null_mut(), size: 0 };
-        let state = State { kept: [none; SLOTS], count: 0, kept_bytes: 0, used_bytes: 0, peak_bytes: 0 };
+        let state =
+            State { kept: [none; SLOTS], count: 0, kept_bytes: 0, used_bytes: 0, peak_bytes: 0, lowest_bytes: 0 };
         let (locked, prepared) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { locked, prepared, state: UnsafeCell::new(state) }
     }
@@ -157,12 +164,16 @@ impl State {
 
     /// Counts what is in use now, all of which was got.
     fn rise(&mut self) {
-        self.peak_bytes = self.peak_bytes.max(self.used_bytes);
+        if self.used_bytes > self.peak_bytes {
+            self.peak_bytes = self.used_bytes;
+            self.lowest_bytes = self.used_bytes;
+        }
     }
 
     /// Whether there was room for it.
     fn keep(&mut self, block: Block) -> bool {
         self.used_bytes -= block.size;
+        self.lowest_bytes = self.lowest_bytes.min(self.used_bytes);
         if self.count == SLOTS {
             return false;
         }
@@ -185,7 +196,13 @@ impl State {
     }
 
     fn surplus(&mut self) -> Option<Block> {
-        if self.kept_bytes + self.used_bytes > self.peak_bytes + self.peak_bytes / SLACK { self.oldest() } else { None }
+        if self.kept_bytes + self.used_bytes > self.most() { self.oldest() } else { None }
+    }
+
+    /// The most that may be kept and in use.
+    fn most(&self) -> usize {
+        let changing = self.peak_bytes - self.lowest_bytes;
+        self.peak_bytes + (changing / SLACK).max(LEAST_SLACK.min(changing / 3))
     }
 }
 
@@ -266,8 +283,7 @@ mod tests {
             other.write_bytes(3, small.size());
             let grown = keeping.realloc(other, small, 2 << 20);
             assert!(grown.read() == 3 && grown.add(small.size() - 1).read() == 3);
-            let most = |state: &mut State| state.peak_bytes + state.peak_bytes / SLACK;
-            keeping.with(|state| assert!(state.kept_bytes + state.used_bytes <= most(state)));
+            keeping.with(|state| assert!(state.kept_bytes + state.used_bytes <= state.most()));
             keeping.dealloc(grown, Layout::array::<u8>(2 << 20).unwrap());
             // What cannot be had does not count, and what was kept is given back for it.
             let peak = keeping.with(|state| state.peak_bytes);

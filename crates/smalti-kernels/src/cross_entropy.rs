@@ -1,7 +1,7 @@
 //! Softmax and cross-entropy in one operation.
 
 use crate::cpu::cross_entropy::{Rows, backward, forward};
-use crate::flex::{Values, dims, integers, serves, tensor};
+use crate::flex::{Values, changed, dims, integers, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -133,10 +133,11 @@ impl Backward<Flex, 1> for CrossEntropyStep {
     fn backward(self, ops: Ops<Saved, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let upstream: f32 = Values::of(grads.consume::<Flex>(&ops.node)).iter().sum();
         let Saved { id, rows, log_sums } = ops.state;
-        let logits = Values::of(checkpointer.retrieve_node_output(id));
+        let logits = checkpointer.retrieve_node_output(id);
         if let [Some(node)] = ops.parents {
-            let gradient = backward(&rows, &logits, &log_sums, upstream);
-            grads.register::<Flex>(node.id, tensor(gradient, [rows.targets.len(), rows.classes]));
+            // Often the largest tensor of a step, and nothing needs the logits after this.
+            let gradient = changed(logits, |logits| backward(&rows, logits, &log_sums, upstream));
+            grads.register::<Flex>(node.id, gradient);
         }
     }
 }

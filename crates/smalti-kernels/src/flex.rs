@@ -37,6 +37,14 @@ impl Deref for Values {
     }
 }
 
+/// A tensor whose values were changed, in row-major order: in its own memory if nobody else holds it, else in a copy.
+pub(crate) fn changed(tensor: FloatTensor<Flex>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Flex> {
+    let mut tensor = if tensor.layout().contiguous_offsets().is_some() { tensor } else { tensor.to_contiguous() };
+    let (start, end) = tensor.layout().contiguous_offsets().unwrap_or((0, tensor.layout().num_elements()));
+    change(&mut tensor.storage_mut::<f32>()[start..end]);
+    tensor
+}
+
 /// A tensor of the CPU backend from its values.
 pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FloatTensor<Flex> {
     FloatTensor::<Flex>::from_data(TensorData::new(values, shape))

@@ -22,6 +22,7 @@ mod norm_conv2d;
 mod packed;
 mod pool;
 mod squares;
+mod unit_length;
 
 pub use adamw::{AdamW, AdamWState};
 pub use allocator::Keeping;
@@ -39,6 +40,7 @@ pub use norm_conv2d::{GroupNormalization, norm_silu_conv2d};
 pub use packed::{PackedMatrix, WeightPrecision, packed_linear, packed_linears};
 pub use pool::on_pool;
 pub use squares::sum_of_squares;
+pub use unit_length::unit_length;
 
 /// The instruction set that the CPU bodies use on this machine: `AVX-512`, `AVX2`, or `base` for that of the build.
 pub fn instructions() -> &'static str {
@@ -64,4 +66,5 @@ pub mod portable {
     pub use crate::linear::portable as linear;
     pub use crate::nearest_code::portable as nearest_code;
     pub use crate::packed::portable as packed_linear;
+    pub use crate::unit_length::portable as unit_length;
 }

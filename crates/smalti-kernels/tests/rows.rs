@@ -5,7 +5,7 @@ mod inputs;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use inputs::{assert_close, normal, stream};
-use smalti_kernels::{layer_norm, modulated_layer_norm, nearest_code, portable, softmax_cross_entropy};
+use smalti_kernels::{layer_norm, modulated_layer_norm, nearest_code, portable, softmax_cross_entropy, unit_length};
 
 #[test]
 fn layer_norm_equals_the_portable_body() {
@@ -59,6 +59,45 @@ fn modulated_layer_norm_equals_the_portable_body() {
             assert_close(found, expected, 1e-4, &format!("{name} of {:?} by {given:?}", [b, t, d]));
         }
     }
+}
+
+#[test]
+fn unit_length_equals_the_portable_body() {
+    let device = Device::flex().autodiff();
+    let mut s = stream(5);
+    for case in 0..40 {
+        // Some have sums over several tasks.
+        let [b, n] = [1 + s.below(4), 1 + s.below(if case % 8 == 0 { 500 } else { 20 })];
+        let [h, d] = [1 + s.below(6), 2 + s.below(80)];
+        let x = match case % 3 {
+            0 => normal(&mut s, [b, h, n, d], &device).swap_dims(1, 2),
+            1 => normal(&mut s, [b, n, h, d], &device) * 1e-3,
+            _ => normal(&mut s, [b, n, h, d], &device),
+        };
+        let up = normal(&mut s, [b, n, h, d], &device);
+        let factors = normal(&mut s, [h], &device);
+        let run = |f: fn(Tensor<4>, Tensor<1>) -> Tensor<4>| {
+            let (x, factors) = (x.clone().require_grad(), factors.clone().require_grad());
+            let y = f(x.clone(), factors.clone());
+            let grads = (y.clone() * up.clone()).sum().backward();
+            let factors = factors.grad(&grads).unwrap().reshape([1, 1, h, 1]) / ((b * n) as f32).sqrt();
+            [y, x.clone().grad(&grads).unwrap() * x.inner().abs().mean().unsqueeze(), factors]
+        };
+        let (found, expected) = (run(unit_length), run(portable::unit_length));
+        for ((found, expected), name) in found.into_iter().zip(expected).zip(["y", "dx", "dfactors"]) {
+            assert_close(found, expected, 1e-4, &format!("{name} of {:?}", [b, n, h, d]));
+        }
+    }
+}
+
+#[test]
+fn zero_has_no_direction() {
+    let device = Device::flex().autodiff();
+    let x = Tensor::<4>::zeros([1, 2, 1, 3], &device).require_grad();
+    let y = unit_length(x.clone(), Tensor::ones([1], &device));
+    let grads = y.clone().sum().backward();
+    assert!(y.into_data().iter::<f32>().all(|y| y == 0.0));
+    assert!(x.grad(&grads).unwrap().into_data().iter::<f32>().all(f32::is_finite));
 }
 
 #[test]

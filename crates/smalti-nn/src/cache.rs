@@ -22,7 +22,8 @@ impl KeyValueCache {
         Self { keys: None, values: None, length: 0, capacity, prefix, groups: false }
     }
 
-    /// An empty cache for at most `capacity` tokens, in which those that are added together see each other.
+    /// An empty cache for at most `capacity` tokens, in which those that are added together see each other. Tokens for which there is
+    /// no room are the last ones: they see all, and are not kept.
     pub fn of_groups(capacity: usize) -> Self {
         Self { groups: true, ..Self::new(capacity, 0) }
     }
@@ -47,9 +48,16 @@ impl KeyValueCache {
     /// cache of groups, where a token sees all those that are added with it.
     ///
     /// # Shapes
-    /// `[b, h, new, d]` each to the same. The capacity must not be exceeded.
+    /// `[b, h, new, d]` each to the same. The capacity must not be exceeded, but by the last tokens of a cache of groups.
     pub fn attend(&mut self, q_bhnd: Tensor<4>, keys_bhnd: Tensor<4>, values_bhnd: Tensor<4>) -> Tensor<4> {
         let (first, new) = (self.length, keys_bhnd.dims()[2]);
+        if self.groups && first + new > self.capacity {
+            let with = |memory: &Option<Tensor<4>>, new_bhnd| match memory {
+                Some(memory) => Tensor::cat(vec![memory.clone().narrow(2, 0, first), new_bhnd], 2),
+                None => new_bhnd,
+            };
+            return attention(q_bhnd, with(&self.keys, keys_bhnd), with(&self.values, values_bhnd), false, None);
+        }
         let keys = write(self.keys.take(), keys_bhnd, first, self.capacity);
         let values = write(self.values.take(), values_bhnd, first, self.capacity);
         self.length += new;

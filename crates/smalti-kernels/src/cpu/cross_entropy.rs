@@ -1,6 +1,5 @@
 //! Softmax and cross-entropy of rows of logits.
 
-use super::buffer::written;
 use super::simd::{LANES, exp, simd, sum};
 use rayon::prelude::*;
 
@@ -36,22 +35,16 @@ pub(crate) fn forward(rows: &Rows, logits: &[f32]) -> (f32, Vec<f32>) {
     (loss as f32, losses.into_iter().map(|(_, log_sum)| log_sum).collect())
 }
 
-/// The gradient of the logits for the gradient `upstream` of the loss.
-pub(crate) fn backward(rows: &Rows, logits: &[f32], log_sums: &[f32], upstream: f32) -> Vec<f32> {
-    let fill = |gradient: &mut [f32]| {
-        let inputs = logits.par_chunks_exact(rows.classes).zip(log_sums).zip(&rows.targets).zip(&rows.weights);
-        gradient.par_chunks_exact_mut(rows.classes).zip(inputs).for_each(
-            |(gradient, (((logits, &log_sum), &target), &weight))| {
-                let scale = weight * upstream;
-                differentiate(logits, log_sum, scale, scale * rows.smoothing / rows.classes as f32, gradient);
-                if let Some(hit) = usize::try_from(target).ok().and_then(|target| gradient.get_mut(target)) {
-                    *hit -= scale * (1.0 - rows.smoothing);
-                }
-            },
-        );
-    };
-    // SAFETY: the logits are made of whole rows, and `differentiate` writes each value of a row.
-    unsafe { written(logits.len(), fill) }
+/// Turns logits into their gradient for the gradient `upstream` of the loss.
+pub(crate) fn backward(rows: &Rows, logits: &mut [f32], log_sums: &[f32], upstream: f32) {
+    let inputs = log_sums.par_iter().zip(&rows.targets).zip(&rows.weights);
+    logits.par_chunks_exact_mut(rows.classes).zip(inputs).for_each(|(values, ((&log_sum, &target), &weight))| {
+        let scale = weight * upstream;
+        differentiate(values, log_sum, scale, scale * rows.smoothing / rows.classes as f32);
+        if let Some(hit) = usize::try_from(target).ok().and_then(|target| values.get_mut(target)) {
+            *hit -= scale * (1.0 - rows.smoothing);
+        }
+    });
 }
 
 simd! {
@@ -71,10 +64,10 @@ simd! {
 }
 
 simd! {
-    /// `scale * softmax - even`.
-    fn differentiate(logits: &[f32], log_sum: f32, scale: f32, even: f32, gradient: &mut [f32]) {
-        for (gradient, &value) in gradient.iter_mut().zip(logits) {
-            *gradient = exp(value - log_sum) * scale - even;
+    /// Turns logits into `scale * softmax - even`.
+    fn differentiate(values: &mut [f32], log_sum: f32, scale: f32, even: f32) {
+        for value in values {
+            *value = exp(*value - log_sum) * scale - even;
         }
     }
 }

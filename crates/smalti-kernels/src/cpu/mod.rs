@@ -17,3 +17,4 @@ pub(crate) mod panels;
 pub(crate) mod simd;
 pub(crate) mod squares;
 mod transpose;
+pub(crate) mod unit_length;

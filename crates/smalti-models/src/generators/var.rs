@@ -455,12 +455,15 @@ impl Var {
         let condition_rows = request.condition_rows(condition, &device)?;
         let nothing = model.quantize.nearest_to_nothing();
         let row = |known: &Vec<Option<u32>>| known.iter().map(|code| code.unwrap_or(nothing)).collect();
+        let sizes = model.sizes();
+        let last = sizes.last().copied().unwrap_or_default();
         Ok(VarGeneration {
             modulations: model.modulations(condition_rows),
             places: model.places(),
-            caches: model.blocks.iter().map(|_| KeyValueCache::of_groups(tokens.length())).collect(),
+            // Nothing comes after the last level.
+            caches: model.blocks.iter().map(|_| KeyValueCache::of_groups(tokens.length() - last)).collect(),
             codes: known.iter().map(row).collect(),
-            sizes: model.sizes(),
+            sizes,
             sampling: request.sampling.clone(),
             sum: None,
             logits: None,
