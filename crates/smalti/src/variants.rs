@@ -17,6 +17,7 @@ macro_rules! recipes {
 /// Every recipe of the repository; a test compares the list with the folder.
 const RECIPES: &[(&str, &str)] = recipes![
     "gpt/emoji3d-64",
+    "gpt/faces-f16",
     "gpt/imagenet-depth-f16",
     "gpt/imagenet-f16-16384",
     "gpt/tiny",
@@ -45,6 +46,7 @@ const RECIPES: &[(&str, &str)] = recipes![
     "vit/imagenet-small",
     "vit/tiny",
     "vqgan/emoji3d-64",
+    "vqgan/faces-f16",
     "vqgan/imagenet-depth-f16",
     "vqgan/imagenet-f16-1024",
     "vqgan/imagenet-f16-16384",
