@@ -28,6 +28,10 @@ const LARGE: usize = 256 << 10;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const RETURNED: libc::c_int = 1 << 20;
 
+/// So much may be free at the end of glibc's heap, which it would else give back and ask for again all the time.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const UNTRIMMED: libc::c_int = 8 << 20;
+
 /// What is kept may pass the peak by this part of what comes and goes: a training step asks for its sizes in another order than it
 /// gave them back, and without slack every sixth block would come from the kernel anew.
 const SLACK: usize = 12;
@@ -41,6 +45,10 @@ const SLOTS: usize = 256;
 
 /// Blocks are cache lines apart, which vector code likes.
 const ALIGN: usize = 64;
+
+/// Blocks of this size and more begin on such a border and ask Linux for pages of this size: it clears them faster, and
+/// reading along a column of a matrix does not need a new entry of the page table for each value.
+const HUGE: usize = 2 << 20;
 
 #[derive(Debug, Clone, Copy)]
 struct Block {
@@ -109,7 +117,7 @@ impl Keeping {
         self.prepare();
         // What the system gives counts with what is kept.
         self.trim();
-        let Ok(layout) = Layout::from_size_align(size, ALIGN) else { return std::ptr::null_mut() };
+        let Some(layout) = layout_of(size) else { return std::ptr::null_mut() };
         // SAFETY: the size is not zero.
         let ask = || unsafe { if zeroed { System.alloc_zeroed(layout) } else { System.alloc(layout) } };
         let mut block = ask();
@@ -120,16 +128,20 @@ impl Keeping {
             block = ask();
         }
         self.with(|state| if block.is_null() { state.used_bytes -= size } else { state.rise() });
+        advise(block, size);
         block
     }
 
-    /// Makes glibc return the largest blocks to the kernel when they are freed. By itself it begins to keep them in its heap, too,
-    /// where they leave holes that other sizes do not fill.
+    /// Makes glibc return the largest blocks to the kernel when they are freed, and only those. By itself it begins to keep them in
+    /// its heap, too, where they leave holes that other sizes do not fill.
     fn prepare(&self) {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         if !self.prepared.swap(true, Ordering::Relaxed) {
-            // SAFETY: a setting of the allocator, which may be changed at any time.
-            unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, RETURNED) };
+            // SAFETY: settings of the allocator, which may be changed at any time.
+            unsafe {
+                libc::mallopt(libc::M_MMAP_THRESHOLD, RETURNED);
+                libc::mallopt(libc::M_TRIM_THRESHOLD, UNTRIMMED);
+            }
         }
     }
 
@@ -206,8 +218,23 @@ impl State {
     }
 }
 
+/// Of a block of this size, as the system is asked for it.
+fn layout_of(size: usize) -> Option<Layout> {
+    let align = if size >= HUGE { HUGE } else { ALIGN };
+    Layout::from_size_align(size, align).ok()
+}
+
+/// Asks for huge pages where a whole number of them fits.
+fn advise(block: *mut u8, size: usize) {
+    #[cfg(target_os = "linux")]
+    if !block.is_null() && size >= HUGE {
+        // SAFETY: the range lies inside of the block, and the advice changes no content. That it may be refused does not matter.
+        unsafe { libc::madvise(block.cast(), size / HUGE * HUGE, libc::MADV_HUGEPAGE) };
+    }
+}
+
 fn release(block: Block) {
-    if let Ok(layout) = Layout::from_size_align(block.size, ALIGN) {
+    if let Some(layout) = layout_of(block.size) {
         // SAFETY: the block came from the system with this layout, and nobody uses it.
         unsafe { System.dealloc(block.start, layout) };
     }
