@@ -2,6 +2,7 @@
 
 use super::buffer::{Shared, with_scratch, written};
 use super::gemm::{Matrix, multiply};
+use super::packed::panel::{self, ROWS, WIDTH};
 use super::simd::{LANES, exp, simd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -27,6 +28,12 @@ impl Heads {
     /// Queries of a block: few enough that its scores stay in the second level cache.
     fn block(&self) -> usize {
         (100_000 / self.keys.max(1)).clamp(16, 64).min(self.queries.max(1))
+    }
+
+    /// How many keys, from the first on, hold all that any of these queries sees.
+    fn seen_by(&self, mask: Option<Mask<'_>>, at: [usize; 2], queries: Range<usize>) -> usize {
+        let seen = self.seen(queries.end.saturating_sub(1));
+        mask.map_or(seen, |mask| mask.seen(at, queries, self.keys).min(seen))
     }
 
     /// How many keys a query sees, from the first on.
@@ -86,37 +93,50 @@ pub(crate) fn forward(
     v: View<'_>,
     mask: Option<Mask<'_>>,
 ) -> (Vec<f32>, Vec<f32>) {
-    let Heads { batch, heads, queries, value_width, .. } = shape;
+    let Heads { batch, heads, queries, keys, width, value_width, .. } = shape;
     let block = shape.block();
     let blocks = queries.div_ceil(block);
+    // A task packs the keys and values of its head, so it takes many blocks; few heads are shared among the threads.
+    let parts = (4 * rayon::current_num_threads()).div_ceil((batch * heads).max(1)).clamp(1, blocks.max(1));
+    let each = blocks.div_ceil(parts).max(1);
     let mut log_sums = vec![f32::NEG_INFINITY; batch * heads * queries];
     let sums = Shared::new(&mut log_sums);
+    let sizes = [
+        panels_of(keys) * WIDTH * width,
+        panels_of(value_width) * WIDTH * keys,
+        block * width,
+        block * keys,
+        block * value_width,
+        block,
+    ];
     let fill = |out: &mut [f32]| {
         let out = Shared::new(out);
-        (0..batch * heads * blocks).into_par_iter().for_each(|task| {
-            let (head, first) = (task / blocks, task % blocks * block);
+        (0..batch * heads * parts).into_par_iter().for_each(|task| {
+            let (head, part) = (task / parts, task % parts);
             let at = [head / heads, head % heads];
-            let rows = block.min(queries - first);
-            // SAFETY: each block of queries belongs to one task.
-            let log_sums = unsafe { sums.range(head * queries + first, rows) };
-            with_scratch([rows * shape.keys, rows * value_width, rows], |[scores, mixed, totals]| {
-                let seen = score(shape, q, k, mask, at, first..first + rows, scores);
-                for row in 0..rows {
-                    let limit = shape.seen(first + row);
-                    let hidden = mask.map_or(&[][..], |mask| mask.row(at, first + row, shape.keys));
-                    let line = &mut scores[row * seen..(row + 1) * seen];
-                    [totals[row], log_sums[row]] = soften(line, limit, hidden, shape.scale);
-                }
-                let lhs = Matrix { values: scores, strides: [seen, 1] };
-                multiply([rows, value_width, seen], mixed, [value_width, 1], false, lhs, v.head(at, 0));
-                for (row, total) in totals.iter().enumerate() {
-                    let factor = if *total == 0.0 { 0.0 } else { 1.0 / total };
-                    // SAFETY: as above.
-                    let out = unsafe { out.range(place(shape, at, first + row, value_width), value_width) };
-                    out.iter_mut().zip(&mixed[row * value_width..]).for_each(|(out, mixed)| {
-                        // Nothing seen leaves the product unwritten.
-                        *out = if seen == 0 { 0.0 } else { mixed * factor };
-                    });
+            with_scratch(sizes, |[keys_packed, values_packed, asked, scores, mixed, totals]| {
+                pack_columns(k.head(at, 0), [keys, width], keys_packed);
+                pack_rows(v.head(at, 0), [keys, value_width], values_packed);
+                for first in (part * each * block..queries.min((part + 1) * each * block)).step_by(block) {
+                    let rows = block.min(queries - first);
+                    // SAFETY: each block of queries belongs to one task.
+                    let log_sums = unsafe { sums.range(head * queries + first, rows) };
+                    let seen = shape.seen_by(mask, at, first..first + rows);
+                    copy_rows(q.head(at, first), [rows, width], asked);
+                    product([rows, seen, width], &asked[..rows * width], (keys_packed, width), scores);
+                    for row in 0..rows {
+                        let limit = shape.seen(first + row);
+                        let hidden = mask.map_or(&[][..], |mask| mask.row(at, first + row, keys));
+                        let line = &mut scores[row * seen..(row + 1) * seen];
+                        [totals[row], log_sums[row]] = soften(line, limit, hidden, shape.scale);
+                    }
+                    product([rows, value_width, seen], &scores[..rows * seen], (values_packed, keys), mixed);
+                    for (row, total) in totals[..rows].iter().enumerate() {
+                        let factor = if *total == 0.0 { 0.0 } else { 1.0 / total };
+                        // SAFETY: as above.
+                        let out = unsafe { out.range(place(shape, at, first + row, value_width), value_width) };
+                        out.iter_mut().zip(&mixed[row * value_width..]).for_each(|(out, mixed)| *out = mixed * factor);
+                    }
                 }
             });
         });
@@ -124,6 +144,71 @@ pub(crate) fn forward(
     // SAFETY: the tasks cover all blocks of queries, and each writes all of its rows.
     let out = unsafe { written(batch * queries * heads * value_width, fill) };
     (out, log_sums)
+}
+
+/// Panels that so many outputs need.
+fn panels_of(outputs: usize) -> usize {
+    outputs.div_ceil(WIDTH)
+}
+
+/// Packs `[n, channels]` for products with its transpose: a panel keeps [`WIDTH`] rows, channel by channel.
+fn pack_columns(matrix: Matrix<'_>, [n, channels]: [usize; 2], panels: &mut [f32]) {
+    for (panel, first) in panels.chunks_exact_mut((channels * WIDTH).max(1)).zip((0..n).step_by(WIDTH)) {
+        for lane in 0..WIDTH {
+            let values = panel[lane..].iter_mut().step_by(WIDTH);
+            match first + lane < n {
+                true => {
+                    let row = &matrix.values[(first + lane) * matrix.strides[0]..];
+                    values.zip(row.iter().step_by(matrix.strides[1].max(1))).for_each(|(value, given)| *value = *given);
+                }
+                false => values.for_each(|value| *value = 0.0),
+            }
+        }
+    }
+}
+
+/// Packs `[n, channels]` for products with it: a panel keeps [`WIDTH`] channels, row by row.
+fn pack_rows(matrix: Matrix<'_>, [n, channels]: [usize; 2], panels: &mut [f32]) {
+    for (panel, first) in panels.chunks_exact_mut((n * WIDTH).max(1)).zip((0..channels).step_by(WIDTH)) {
+        let width = WIDTH.min(channels - first);
+        for (row, lanes) in panel.chunks_exact_mut(WIDTH).enumerate() {
+            let values = &matrix.values[row * matrix.strides[0] + first * matrix.strides[1]..];
+            let (lanes, rest) = lanes.split_at_mut(width);
+            match matrix.strides[1] {
+                1 => lanes.copy_from_slice(&values[..width]),
+                step => lanes.iter_mut().enumerate().for_each(|(lane, value)| *value = values[lane * step]),
+            }
+            rest.fill(0.0);
+        }
+    }
+}
+
+/// Copies `[rows, channels]` without gaps.
+fn copy_rows(matrix: Matrix<'_>, [rows, channels]: [usize; 2], copy: &mut [f32]) {
+    for (row, copy) in copy[..rows * channels].chunks_exact_mut(channels.max(1)).enumerate() {
+        let values = &matrix.values[row * matrix.strides[0]..];
+        copy.iter_mut().enumerate().for_each(|(channel, copy)| *copy = values[channel * matrix.strides[1]]);
+    }
+}
+
+/// `x [rows, inputs]` times packed panels of `depth >= inputs` inputs, of which the first ones count, to `y [rows, outputs]`.
+fn product([rows, outputs, inputs]: [usize; 3], x: &[f32], (panels, depth): (&[f32], usize), y: &mut [f32]) {
+    if inputs == 0 {
+        y[..rows * outputs].fill(0.0);
+        return;
+    }
+    let mut sums = [[0.0; WIDTH]; ROWS];
+    for row in (0..rows).step_by(ROWS) {
+        let count = ROWS.min(rows - row);
+        let x = &x[row * inputs..(row + count) * inputs];
+        for (panel, first) in panels.chunks_exact(depth * WIDTH).zip((0..outputs).step_by(WIDTH)) {
+            panel::multiply(&panel[..inputs * WIDTH], x, inputs, &mut sums);
+            let width = WIDTH.min(outputs - first);
+            for (i, sums) in sums[..count].iter().enumerate() {
+                y[(row + i) * outputs + first..][..width].copy_from_slice(&sums[..width]);
+            }
+        }
+    }
 }
 
 /// Gradients for the gradient `dy [batch, heads, queries, value_width]` of the result.
@@ -208,8 +293,7 @@ fn score(
     scores: &mut [f32],
 ) -> usize {
     let (first, rows) = (queries.start, queries.len());
-    let seen = shape.seen(first + rows - 1);
-    let seen = mask.map_or(seen, |mask| mask.seen(at, queries, shape.keys).min(seen));
+    let seen = shape.seen_by(mask, at, queries);
     multiply([rows, seen, shape.width], scores, [seen, 1], false, q.head(at, first), turned(k.head(at, 0)));
     seen
 }

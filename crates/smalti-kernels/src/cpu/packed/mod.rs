@@ -3,7 +3,7 @@
 //! The outputs are cut into panels of [`WIDTH`]; a panel keeps the weights of the first input for all of its outputs, then
 //! those of the second, and so on. A product reads it from first to last, with the outputs in the lanes.
 
-mod panel;
+pub(crate) mod panel;
 
 use super::buffer::Shared;
 use panel::{ROWS, WIDTH, Weight};
