@@ -229,18 +229,34 @@ pub(crate) fn backward(
     (0..batch * heads).into_par_iter().for_each(|head| {
         let at = [head / heads, head % heads];
         let block = shape.block();
-        let sizes = [block * keys, block * keys, block * width, keys * width, keys * value_width];
-        with_scratch(sizes, |[scores, slopes, dq, dk, dv]| {
+        let sizes = [
+            panels_of(keys) * WIDTH * width,
+            panels_of(keys) * WIDTH * value_width,
+            panels_of(width) * WIDTH * keys,
+            block * width.max(value_width),
+            block * keys,
+            block * keys,
+            block * width,
+            keys * width,
+            keys * value_width,
+        ];
+        with_scratch(sizes, |[by_key, by_value, keys_packed, given, scores, slopes, dq, dk, dv]| {
+            pack_columns(k.head(at, 0), [keys, width], by_key);
+            pack_columns(v.head(at, 0), [keys, value_width], by_value);
+            pack_rows(k.head(at, 0), [keys, width], keys_packed);
             dk.fill(0.0);
             dv.fill(0.0);
             for first in (0..queries).step_by(block) {
                 let rows = block.min(queries - first);
-                let seen = score(shape, q, k, mask, at, first..first + rows, scores);
+                let seen = shape.seen_by(mask, at, first..first + rows);
                 if seen == 0 {
                     continue;
                 }
+                copy_rows(q.head(at, first), [rows, width], given);
+                product([rows, seen, width], &given[..rows * width], (by_key, width), scores);
                 let dy = dy.head(at, first);
-                multiply([rows, seen, value_width], slopes, [seen, 1], false, dy, turned(v.head(at, 0)));
+                copy_rows(dy, [rows, value_width], given);
+                product([rows, seen, value_width], &given[..rows * value_width], (by_value, value_width), slopes);
                 for row in 0..rows {
                     let limit = shape.seen(first + row);
                     let hidden = mask.map_or(&[][..], |mask| mask.row(at, first + row, keys));
@@ -250,10 +266,9 @@ pub(crate) fn backward(
                 }
                 let weights = Matrix { values: scores, strides: [1, seen] };
                 multiply([seen, value_width, rows], dv, [value_width, 1], true, weights, dy);
-                let by_key = Matrix { values: slopes, strides: [1, seen] };
-                multiply([seen, width, rows], dk, [width, 1], true, by_key, q.head(at, first));
-                let by_query = Matrix { values: slopes, strides: [seen, 1] };
-                multiply([rows, width, seen], dq, [width, 1], false, by_query, k.head(at, 0));
+                let turned = Matrix { values: slopes, strides: [1, seen] };
+                multiply([seen, width, rows], dk, [width, 1], true, turned, q.head(at, first));
+                product([rows, width, seen], &slopes[..rows * seen], (keys_packed, keys), dq);
                 // SAFETY: each head belongs to one task.
                 unsafe { hand_out(to_q, shape, at, first, width, &dq[..rows * width]) };
             }
@@ -280,27 +295,6 @@ unsafe fn hand_out(target: Shared<'_>, shape: Heads, at: [usize; 2], first: usiz
         // SAFETY: the caller's promise; one row is borrowed at a time.
         unsafe { target.range(place(shape, at, first + row, channels), channels) }.copy_from_slice(values);
     }
-}
-
-/// Products of some queries with the keys up to the last one that any of them sees: `[rows, seen]`; returns `seen`.
-fn score(
-    shape: Heads,
-    q: View<'_>,
-    k: View<'_>,
-    mask: Option<Mask<'_>>,
-    at: [usize; 2],
-    queries: Range<usize>,
-    scores: &mut [f32],
-) -> usize {
-    let (first, rows) = (queries.start, queries.len());
-    let seen = shape.seen_by(mask, at, queries);
-    multiply([rows, seen, shape.width], scores, [seen, 1], false, q.head(at, first), turned(k.head(at, 0)));
-    seen
-}
-
-fn turned(matrix: Matrix<'_>) -> Matrix<'_> {
-    let [rows, columns] = matrix.strides;
-    Matrix { strides: [columns, rows], ..matrix }
 }
 
 simd! {
