@@ -119,7 +119,7 @@ impl Keeping {
         self.trim();
         let Some(layout) = layout_of(size) else { return std::ptr::null_mut() };
         // SAFETY: the size is not zero.
-        let ask = || unsafe { if zeroed { System.alloc_zeroed(layout) } else { System.alloc(layout) } };
+        let ask = || unsafe { System.alloc(layout) };
         let mut block = ask();
         if block.is_null() {
             while let Some(kept) = self.with(State::oldest) {
@@ -129,6 +129,10 @@ impl Keeping {
         }
         self.with(|state| if block.is_null() { state.used_bytes -= size } else { state.rise() });
         advise(block, size);
+        if zeroed && !block.is_null() {
+            // SAFETY: the block has this size. The system clears such alignments by writing, too, but before it takes advice.
+            unsafe { block.write_bytes(0, size) };
+        }
         block
     }
 
