@@ -70,7 +70,7 @@ fn reduced_weights_are_said_and_measured() {
     assert_eq!((effect["weights"].as_str(), number("bytes_f32")), (Some("int8"), 19_922_944.0), "{facts}");
     assert!(number("bytes") < 0.26 * number("bytes_f32"));
     assert!((number("bits_per_token") - number("bits_per_token_f32")).abs() < 0.01, "{facts}");
-    assert!(number("logit_difference_mean") < 0.07 && number("changed_argmax") < 0.05, "{facts}");
+    assert!(number("logit_difference_mean") < 0.055 && number("changed_argmax") < 0.05, "{facts}");
 }
 
 /// Direct sums round otherwise than the fast algorithm: by less than a level of a pixel here and there.
