@@ -25,10 +25,46 @@ pub fn known() -> Vec<&'static str> {
     names
 }
 
+/// The best device of this build that this machine has.
+pub fn best() -> &'static str {
+    known().into_iter().find(|kind| !present(kind).is_empty()).unwrap_or("cpu")
+}
+
+/// The devices of a kind of [`known`] on this machine, by number.
+fn present(kind: &str) -> Vec<Device> {
+    match kind {
+        "cpu" => vec![Device::flex()],
+        #[cfg(feature = "cuda")]
+        "cuda" => tuned(burn::tensor::DeviceType::Cuda),
+        #[cfg(feature = "rocm")]
+        "rocm" => tuned(burn::tensor::DeviceType::Rocm),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => tuned(burn::tensor::DeviceType::Vulkan),
+        #[cfg(feature = "metal")]
+        "metal" => tuned(burn::tensor::DeviceType::Metal),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => tuned(burn::tensor::DeviceType::Wgpu),
+        _ => Vec::new(),
+    }
+}
+
+/// The accelerators of a type. Their compiled kernels and the outcome of trials between kernels are kept for the next run, in the
+/// user's cache folder (inside a cargo project: in its `target/environment`); a `cubecl.toml` of the user's is respected.
+#[cfg(feature = "tuned")]
+fn tuned(kind: burn::tensor::DeviceType) -> Vec<Device> {
+    use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    // Whoever set it first keeps it: this function, or a program around the library.
+    CubeClRuntimeConfig::try_set(config);
+    Device::enumerate(kind).into_vec()
+}
+
 /// The device called `name`: `cpu`, or `cuda`, `cuda:1`, `rocm`, `vulkan`, `metal`, `wgpu` in a build with that feature.
 ///
 /// # Errors
-/// [`Error::Unknown`] with the names of this build, [`Error::Invalid`] if the number is none.
+/// [`Error::Unknown`] with the names of this build, [`Error::Unsupported`] for a kind that this build lacks, [`Error::Invalid`] if
+/// the machine has no such device, or the number is none or too large.
 pub fn open(name: &str) -> Result<Device> {
     let (kind, index) = match name.split_once(':') {
         None => (name, 0),
@@ -42,25 +78,27 @@ pub fn open(name: &str) -> Result<Device> {
             }
         },
     };
-    // `index` is unused in a build without accelerators.
-    let _ = index;
-    match kind {
-        "cpu" => Ok(Device::flex()),
-        #[cfg(feature = "cuda")]
-        "cuda" => Ok(Device::cuda(index)),
-        #[cfg(feature = "rocm")]
-        "rocm" => Ok(Device::rocm(index)),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Ok(Device::vulkan(burn::tensor::DeviceKind::DiscreteGpu(index))),
-        #[cfg(feature = "metal")]
-        "metal" => Ok(Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-        "cuda" | "rocm" | "vulkan" | "metal" | "wgpu" => Err(Error::unsupported(
-            format!("device `{name}` in this build"),
-            format!("build again with `--features {kind}`, or use one of: {}", known().join(", ")),
+    if !known().contains(&kind) {
+        return Err(match kind {
+            "cuda" | "rocm" | "vulkan" | "metal" | "wgpu" => Error::unsupported(
+                format!("device `{name}` in this build"),
+                format!("build again with `--features {kind}`, or use one of: {}", known().join(", ")),
+            ),
+            _ => Error::unknown("--device", "device", name, known()),
+        });
+    }
+    let mut devices = present(kind);
+    match devices.len() {
+        0 => Err(Error::invalid_hint(
+            "--device",
+            format!("this machine has no `{kind}` device, or no driver for it"),
+            format!("install the driver, or use `--device {}`", best()),
         )),
-        _ => Err(Error::unknown("--device", "device", name, known())),
+        n if index >= n => Err(Error::invalid(
+            "--device",
+            format!("`{name}` is not there: numbers of `{kind}` go from 0 to {}", n - 1),
+        )),
+        _ => Ok(devices.swap_remove(index)),
     }
 }
 
@@ -72,5 +110,6 @@ mod tests {
         assert!(error.contains("did you mean `cpu`?"), "{error}");
         assert!(super::open("cuda:x").unwrap_err().to_string().contains("not a device number"));
         assert!(super::open("cpu").is_ok());
+        assert!(super::open("cpu:1").unwrap_err().to_string().contains("from 0 to 0"));
     }
 }

@@ -10,7 +10,7 @@ use smalti_base::{Result, device, threads};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where to compute: cpu, or for example cuda, cuda:1, vulkan in a build with that feature [default: the best of the build]
+    /// Where to compute: cpu, or for example cuda, cuda:1, vulkan in a build with that feature [default: the best that is there]
     #[arg(long, global = true, value_name = "NAME")]
     pub device: Option<String>,
     /// Seed of all random draws; image i of several uses seed + i [default: 0, or the recipe's]
@@ -30,8 +30,7 @@ impl Settings {
     /// # Errors
     /// As [`device::open`].
     pub fn device_name(&self) -> Result<String> {
-        let best = || device::known().first().copied().unwrap_or("cpu").to_string();
-        let name = self.device.clone().unwrap_or_else(best);
+        let name = self.device.clone().unwrap_or_else(|| device::best().to_string());
         device::open(&name).map(|_: Device| name)
     }
 
