@@ -5,12 +5,14 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod planes;
 pub mod progress;
 pub mod rng;
 pub mod spec;
 pub mod threads;
 
 pub use error::{Error, Result};
+pub use planes::Planes;
 pub use progress::Progress;
 pub use rng::Rng;
 pub use spec::{Layout, TokenKind, TokenSpec, Tokens};

@@ -4,7 +4,6 @@ use crate::table::Table;
 use smalti::bench::BenchOutcome;
 use smalti::data::loader::Skipped;
 use smalti::edit::EditOutcome;
-use smalti::eval::Scores;
 use smalti::evaluate::{EvaluateOutcome, GeneratorNumbers};
 use smalti::export::ExportOutcome;
 use smalti::generate::GenerateOutcome;
@@ -12,6 +11,7 @@ use smalti::golden::Status;
 use smalti::import::ImportOutcome;
 use smalti::inspect::InspectOutcome;
 use smalti::parity::ParityOutcome;
+use smalti::pixels::Fidelity;
 use smalti::reconstruct::ReconstructOutcome;
 use smalti::systems::SystemsOutcome;
 use smalti::tokenize::TokenizeOutcome;
@@ -78,7 +78,10 @@ pub fn edit(outcome: &EditOutcome) -> String {
 
 /// A row for each image, then the mean.
 pub fn reconstruct(outcome: &ReconstructOutcome) -> String {
-    let mut table = Table::new(&["image", "psnr", "ssim", "l1"]);
+    let mut table = match outcome.mean {
+        Fidelity::Pictures(_) => Table::new(&["image", "psnr", "ssim", "l1"]),
+        Fidelity::Labels { .. } => Table::new(&["image", "labels right", "mean IoU"]),
+    };
     for image in outcome.images.iter().take(ROWS) {
         table.row([image.key.clone()].into_iter().chain(scores(&image.scores)));
     }
@@ -93,11 +96,18 @@ pub fn reconstruct(outcome: &ReconstructOutcome) -> String {
 /// The numbers of a model.
 pub fn evaluate(outcome: &EvaluateOutcome) -> String {
     let numbers = &outcome.tokenizer;
-    let [psnr, ssim, l1] = scores(&numbers.scores);
+    let about: &[[&str; 2]] = match numbers.scores {
+        Fidelity::Pictures(_) => {
+            &[["psnr", "dB, mean over images"], ["ssim", "11x11 Gaussian window"], ["l1", "pixels in 0..1"]]
+        }
+        Fidelity::Labels { .. } => {
+            &[["labels right", "share of all pixels"], ["mean IoU", "intersection over union, mean over classes"]]
+        }
+    };
     let mut table = Table::new(&["measure", "value", ""]);
-    table.row(["psnr", &psnr, "dB, mean over images"]);
-    table.row(["ssim", &ssim, "11x11 Gaussian window"]);
-    table.row(["l1", &l1, "pixels in 0..1"]);
+    for ([name, what], value) in about.iter().zip(scores(&numbers.scores)) {
+        table.row([*name, &value, what]);
+    }
     if let Some(numbers) = &numbers.codebook {
         table.row(["usage", &format!("{:.1}%", 100.0 * numbers.usage), &format!("of {} codes", numbers.vocabulary)]);
         table.row(["perplexity", &format!("{:.1}", numbers.perplexity), ""]);
@@ -256,9 +266,16 @@ pub fn systems(outcome: &SystemsOutcome) -> String {
     format!("{}\ndevices of this build: {}\n", table.text(), outcome.devices.join(", "))
 }
 
-fn scores(scores: &Scores) -> [String; 3] {
-    let ssim = scores.ssim.map_or("-".into(), |ssim| format!("{ssim:.4}"));
-    [format!("{:.2}", scores.psnr), ssim, format!("{:.4}", scores.l1)]
+fn scores(fidelity: &Fidelity) -> Vec<String> {
+    match fidelity {
+        Fidelity::Pictures(scores) => {
+            let ssim = scores.ssim.map_or("-".into(), |ssim| format!("{ssim:.4}"));
+            vec![format!("{:.2}", scores.psnr), ssim, format!("{:.4}", scores.l1)]
+        }
+        Fidelity::Labels { label_accuracy, label_mean_iou } => {
+            vec![format!("{:.2}%", 100.0 * label_accuracy), format!("{label_mean_iou:.4}")]
+        }
+    }
 }
 
 fn skipped(skipped: &[Skipped]) -> String {

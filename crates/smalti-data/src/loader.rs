@@ -5,10 +5,10 @@
 //! is all the state there is: a run goes on where it stopped.
 
 use crate::datasets::{About, Dataset};
-use crate::image::{Limits, check_channels};
+use crate::image::Limits;
 use crate::transforms::Pipeline;
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, Rng};
+use smalti_base::{Error, Planes, Result, Rng};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,15 +26,15 @@ pub struct LoaderConfig {
     pub batch: usize,
     /// From a decoded image to what the model sees; must fix the size.
     pub pipeline: Pipeline,
-    /// Channels of the images: 3, or 1 for grey.
-    pub channels: usize,
+    /// What the values of the images are.
+    pub planes: Planes,
     /// Colour behind transparent pixels.
     pub background: [u8; 3],
     /// What one image may cost.
     pub limits: Limits,
     /// Worker threads.
     pub workers: usize,
-    /// Batches that may be ready or in work at once. Memory: `ahead * batch * channels * height * width * 4` bytes, and one decoded image
+    /// Batches that may be ready or in work at once. Memory: `ahead * batch * planes * height * width * 4` bytes, and one decoded image
     /// per worker.
     pub ahead: usize,
 }
@@ -48,16 +48,16 @@ impl LoaderConfig {
         let workers = smalti_base::threads::count().min(8);
         let pipeline = data.pipeline()?;
         let (background, limits) = (data.background, data.limits);
-        Ok(Self { batch, pipeline, channels: 3, background, limits, workers, ahead: 2 * workers })
+        Ok(Self { batch, pipeline, planes: Planes::default(), background, limits, workers, ahead: 2 * workers })
     }
 
-    /// The same for images of so many channels.
+    /// The same for images of another kind.
     ///
     /// # Errors
-    /// As [`check_channels`].
-    pub fn with_channels(self, channels: usize) -> Result<Self> {
-        check_channels(channels)?;
-        Ok(Self { channels, ..self })
+    /// [`Error::Invalid`] for transforms that do not fit it.
+    pub fn with_planes(self, planes: Planes) -> Result<Self> {
+        self.pipeline.must_suit(planes)?;
+        Ok(Self { planes, ..self })
     }
 }
 
@@ -68,10 +68,10 @@ pub struct ImageBatch {
     pub indices: Vec<usize>,
     /// Name of each image.
     pub keys: Vec<String>,
-    /// `[batch, channels, height, width]` in -1..1.
+    /// `[batch, planes, height, width]`: in -1..1, or labels.
     pub pixels: Vec<f32>,
-    /// Channels of each image.
-    pub channels: usize,
+    /// What the values are.
+    pub planes: Planes,
     /// Rows of each image.
     pub height: usize,
     /// Columns of each image.
@@ -312,9 +312,9 @@ impl Shared {
         let size = self.config.batch;
         let first = number.saturating_mul(size as u64);
         let (height, width) = self.size;
-        let channels = self.config.channels;
-        let mut batch = ImageBatch { channels, height, width, ..ImageBatch::default() };
-        batch.pixels.reserve(size.min(self.dataset.len()).saturating_mul(channels * height * width));
+        let planes = self.config.planes;
+        let mut batch = ImageBatch { planes, height, width, ..ImageBatch::default() };
+        batch.pixels.reserve(size.min(self.dataset.len()).saturating_mul(planes.count() * height * width));
         match &self.mode {
             Mode::Endless { order, start } => {
                 for position in start.saturating_add(first)..start.saturating_add(first).saturating_add(size as u64) {
@@ -365,9 +365,9 @@ impl Shared {
         }
         let made = (|| {
             let record = self.dataset.read(index)?;
-            let image = record.decode(self.config.background, &self.config.limits)?;
+            let image = record.decode(self.config.planes, self.config.background, &self.config.limits)?;
             let image = self.config.pipeline.image(image, &mut self.rng.stream(index as u64, epoch))?;
-            Ok((record.about, image.planes(self.config.channels)?))
+            Ok((record.about, image.planes(self.config.planes)?))
         })();
         made.map_err(|error: Error| {
             let skipped = Skipped { index, key: self.dataset.key(index), error: error.to_string() };

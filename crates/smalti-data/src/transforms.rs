@@ -8,7 +8,7 @@ use crate::Image;
 use fast_image_resize::pixels::U16x3;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, rng::Stream};
+use smalti_base::{Error, Planes, Result, rng::Stream};
 
 /// Largest side that a transform may make.
 const LARGEST: usize = 16_384;
@@ -29,6 +29,15 @@ pub enum Filter {
     Bicubic,
     /// Windowed sinc with three lobes.
     Lanczos,
+    /// The pixel under the middle of the new one: the only one for label maps.
+    Nearest,
+}
+
+impl Filter {
+    /// The filter for images of this kind where nobody chose one.
+    pub fn of(planes: Planes) -> Self {
+        if planes.are_labels() { Self::Nearest } else { Self::default() }
+    }
 }
 
 /// A size in pixels: one number for a square, or `[height, width]`.
@@ -101,7 +110,12 @@ pub enum Transform {
         #[serde(default = "half")]
         p: f32,
     },
-    /// Levels 0..255 to planes in -1..1. Always the last one.
+    /// Labels of a label map moved up, 255 going on to 0: with `by = 1` the 255 that marks pixels without a label becomes 0.
+    ShiftLabels {
+        /// By how much.
+        by: u8,
+    },
+    /// Levels 0..255 to planes in -1..1; of a label map the labels as they are. Always the last one.
     ToSigned {},
 }
 
@@ -119,11 +133,11 @@ fn default_ratio() -> [f64; 2] {
 
 impl Transform {
     /// The usual way to a fixed size without chance: the shorter side resized, the middle cut out, to -1..1.
-    pub fn center(size: (usize, usize)) -> Vec<Self> {
+    pub fn center(size: (usize, usize), planes: Planes) -> Vec<Self> {
         let (height, width) = size;
         let short = height.max(width);
         vec![
-            Self::ResizeShort { size: short, filter: Filter::default() },
+            Self::ResizeShort { size: short, filter: Filter::of(planes) },
             Self::CenterCrop { size: Size::HeightWidth([height, width]) },
             Self::ToSigned {},
         ]
@@ -137,7 +151,7 @@ impl Transform {
             | Self::RandomCrop { size }
             | Self::RandomResizedCrop { size, .. } => Some(size.height_width()),
             Self::ResizeShort { size, .. } => Some((*size, *size)),
-            Self::Flip { .. } | Self::ToSigned {} => None,
+            Self::Flip { .. } | Self::ShiftLabels { .. } | Self::ToSigned {} => None,
         };
         if let Some((height, width)) = size
             && (height.min(width) == 0 || height.max(width) > LARGEST)
@@ -164,7 +178,7 @@ impl Transform {
             | Self::RandomCrop { size }
             | Self::RandomResizedCrop { size, .. } => Some(size.height_width()),
             Self::ResizeShort { size, .. } => before.map(|(height, width)| shorter_to(*size, (height, width))),
-            Self::Flip { .. } | Self::ToSigned {} => before,
+            Self::Flip { .. } | Self::ShiftLabels { .. } | Self::ToSigned {} => before,
         }
     }
 
@@ -189,6 +203,10 @@ impl Transform {
             }
             // The draw happens for every image, so that a change of `p` moves nothing else.
             Self::Flip { p } => Ok(if stream.uniform() < *p { image.flipped() } else { image }),
+            Self::ShiftLabels { by } => {
+                let pixels = image.pixels.iter().map(|label| label.wrapping_add(*by)).collect();
+                Ok(Image { pixels, ..image })
+            }
             Self::ToSigned {} => Ok(image),
         }
     }
@@ -218,6 +236,32 @@ impl Pipeline {
         transforms.iter().try_for_each(Transform::check)?;
         let size = transforms.iter().fold(None, |size, t| t.size_after(size));
         Ok(Self { transforms, size })
+    }
+
+    /// That images of this kind can take this way: what mixes pixels spoils labels, and only labels can be shifted.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if not.
+    pub fn must_suit(&self, planes: Planes) -> Result<()> {
+        for transform in &self.transforms {
+            let filter = match transform {
+                Transform::Resize { filter, .. }
+                | Transform::ResizeShort { filter, .. }
+                | Transform::RandomResizedCrop { filter, .. } => Some(*filter),
+                _ => None,
+            };
+            if planes.are_labels() && filter.is_some_and(|filter| filter != Filter::Nearest) {
+                return Err(Error::invalid_hint(
+                    PLACE,
+                    "resizing would mix the labels of a label map",
+                    "add filter = \"nearest\" to it",
+                ));
+            }
+            if !planes.are_labels() && matches!(transform, Transform::ShiftLabels { .. }) {
+                return Err(Error::invalid(PLACE, "shift_labels is for label maps, but the model takes pictures"));
+            }
+        }
+        Ok(())
     }
 
     /// Height and width that every image has afterwards, if the list fixes them.
@@ -254,9 +298,26 @@ pub fn resize(image: &Image, size: (usize, usize), filter: Filter) -> Result<Ima
             format!("{}x{} to {height}x{width}: the shape is too extreme", image.height, image.width),
         ));
     }
+    if filter == Filter::Nearest {
+        return nearest(image, size);
+    }
     // PIL resizes rows first and keeps 8 bits in between, where sharp filters are cut off at 0 and 255: the order shows.
     let rows = pass(image, (image.height, width), filter)?;
     pass(&rows, size, filter)
+}
+
+/// Each pixel from the one under its middle.
+fn nearest(image: &Image, (height, width): (usize, usize)) -> Result<Image> {
+    let under = |i: usize, n: usize, all: usize| (2 * i + 1) * all / (2 * n);
+    let mut pixels = Vec::with_capacity(width * height * 3);
+    for y in 0..height {
+        let row = under(y, height, image.height) * image.width;
+        for x in 0..width {
+            let from = (row + under(x, width, image.width)) * 3;
+            pixels.extend_from_slice(&image.pixels[from..from + 3]);
+        }
+    }
+    Ok(Image { grey: image.grey, ..Image::new(width, height, pixels)? })
 }
 
 /// A resize along one side.
@@ -277,6 +338,7 @@ fn pass(image: &Image, (height, width): (usize, usize), filter: Filter) -> Resul
         Filter::Bilinear => FilterType::Bilinear,
         Filter::Bicubic => FilterType::CatmullRom,
         Filter::Lanczos => FilterType::Lanczos3,
+        Filter::Nearest => return nearest(image, (height, width)),
     };
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
     Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;

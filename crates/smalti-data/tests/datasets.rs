@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use smalti_base::files;
+use smalti_base::{Planes, files};
 use smalti_data::datasets::{self, Dataset, Source};
 use smalti_data::image::{Image, Limits, encode_png};
 use smalti_data::{DataConfig, Transform};
@@ -47,7 +47,7 @@ fn fails(path: &Path, split: Option<&str>) -> String {
 fn all(dataset: &dyn Dataset) -> Vec<(String, Option<u32>, Option<String>, u8)> {
     let one = |index| {
         let record = dataset.read(index).unwrap();
-        let level = record.decode([255; 3], &Limits::default()).unwrap().pixels[0];
+        let level = record.decode(Planes::Colour, [255; 3], &Limits::default()).unwrap().pixels[0];
         assert_eq!(record.about.key, dataset.key(index));
         (record.about.key, record.about.label, record.about.text, level)
     };
@@ -127,7 +127,7 @@ fn labels_count_by_the_training_classes() {
         ("odd/z/1.png", &a),
     ]);
     let config = |split: &str| {
-        let mut config = DataConfig::new(root.path(), Transform::center((2, 2)));
+        let mut config = DataConfig::new(root.path(), Transform::center((2, 2), Planes::Colour));
         config.split = Some(split.into());
         config
     };

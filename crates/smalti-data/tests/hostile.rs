@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
+use smalti_base::Planes;
 use smalti_data::datasets;
 use smalti_data::image::{self, Image, Limits, decode, decode_mask, parameters};
 use std::path::Path;
@@ -61,7 +62,7 @@ proptest! {
         std::fs::write(&path, mutate(&whole[..12_000], &edits, cut, twice)).unwrap();
         if let Ok(dataset) = datasets::open(&path, None, None) {
             for index in 0..dataset.len() {
-                let _ = dataset.read(index).and_then(|record| record.decode([0; 3], &Limits::default()));
+                let _ = dataset.read(index).and_then(|record| record.decode(Planes::Colour, [0; 3], &Limits::default()));
             }
         }
     }

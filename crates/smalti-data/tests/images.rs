@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use smalti_base::Rng;
+use smalti_base::{Planes, Rng};
 use smalti_data::Image;
 use smalti_data::image::{self, Limits, Mask, decode, decode_mask, encode_png, grid};
 use std::path::{Path, PathBuf};
@@ -83,15 +83,15 @@ fn signed_planes_and_levels_are_inverse() {
 #[test]
 fn colours_become_grey_and_grey_stays_grey() {
     let colours = Image::new(2, 2, vec![255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9]).unwrap();
-    let plane = colours.planes(1).unwrap();
+    let plane = colours.planes(Planes::Grey).unwrap();
     // The levels of PIL's `convert("L")`.
     assert_eq!(plane, [76, 150, 29, 9].map(|level| level as f32 / 127.5 - 1.0));
-    assert_eq!(colours.planes(3).unwrap(), colours.to_signed());
-    assert!(colours.planes(2).unwrap_err().to_string().contains("2 channels"));
+    assert_eq!(colours.planes(Planes::Colour).unwrap(), colours.to_signed());
+    assert!(Planes::of_channels(2).unwrap_err().to_string().contains("2 channels"));
     let grey = Image::from_signed(&plane, 2, 2).unwrap();
     assert!(grey.grey && grey.flipped().grey && grey.crop(0, 0, 1, 2).unwrap().grey);
     assert_eq!(grey.pixels[..3], [76; 3]);
-    assert_eq!(grey.planes(1).unwrap(), plane);
+    assert_eq!(grey.planes(Planes::Grey).unwrap(), plane);
     assert!(grid(&[grey.clone(), grey.clone()], 2, 1).unwrap().grey);
     assert!(!grid(&[grey.clone(), colours], 2, 1).unwrap().grey);
     // Byte 25 of a PNG file is its colour type: 0 is grey.
@@ -152,4 +152,57 @@ fn a_sheet_shows_each_image_once() {
     }
     assert_eq!(sheet.pixels[..3], [255; 3]);
     assert!(grid(&[], 3, 2).is_err() && grid(&images, 0, 2).is_err() && grid(&images, 3, usize::MAX).is_err());
+}
+
+/// A PNG with a palette, its indices packed into `depth` bits.
+fn with_palette(width: u32, labels: &[u8], depth: png::BitDepth) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, labels.len() as u32 / width);
+    encoder.set_color(png::ColorType::Indexed);
+    encoder.set_depth(depth);
+    // Many indices have the same colour, which must not matter.
+    encoder.set_palette([9, 9, 9].repeat(1 << depth as u8));
+    let per_byte = 8 / depth as usize;
+    let pack = |some: &[u8]| {
+        (0..per_byte).fold(0u8, |byte, i| (byte << (depth as u8 % 8)) | some.get(i).copied().unwrap_or(0))
+    };
+    let packed: Vec<u8> = labels.chunks(width as usize).flat_map(|row| row.chunks(per_byte).map(pack)).collect();
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&packed).unwrap();
+    writer.finish().unwrap();
+    bytes
+}
+
+#[test]
+fn label_maps_are_grey_levels_or_indices_of_a_palette() {
+    let labels = |bytes: &[u8]| image::decode_labels(bytes, "map", &Limits::default());
+    for (depth, classes) in
+        [(png::BitDepth::One, 2), (png::BitDepth::Two, 4), (png::BitDepth::Four, 16), (png::BitDepth::Eight, 256)]
+    {
+        let wanted: Vec<u8> = (0..7 * 5usize).map(|i| (i * i * 3 % classes) as u8).collect();
+        let map = labels(&with_palette(7, &wanted, depth)).unwrap();
+        assert_eq!((map.width, map.height, map.labels().collect::<Vec<_>>()), (7, 5, wanted));
+    }
+    let map = Image { grey: true, ..Image::new(2, 1, vec![7, 7, 7, 200, 200, 200]).unwrap() };
+    let grey = encode_png(&map, None).unwrap();
+    assert_eq!(labels(&grey).unwrap(), map);
+    let colours = encode_png(&noise(4, 4, 1), None).unwrap();
+    assert!(labels(&colours).unwrap_err().to_string().contains("is no label map"));
+    let mut cut = with_palette(7, &[1; 35], png::BitDepth::Eight);
+    cut.truncate(cut.len() / 2);
+    assert!(labels(&cut).is_err());
+
+    let kind = Planes::Labels { classes: 201 };
+    let values = map.planes(kind).unwrap();
+    assert_eq!(values, [7.0, 200.0]);
+    assert_eq!(Image::from_planes(kind, &values, 2, 1).unwrap(), map);
+    assert!(
+        map.planes(Planes::Labels { classes: 200 }).unwrap_err().to_string().contains("label 200 is not in 0..200")
+    );
+    let all = Image::new(256, 1, (0..=255u8).flat_map(|label| [label; 3]).collect()).unwrap().visible(kind);
+    let mut colours: Vec<_> = all.pixels.chunks(3).collect();
+    assert_eq!(colours[..4], [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]);
+    colours.sort_unstable();
+    colours.dedup();
+    assert_eq!(colours.len(), 256);
 }

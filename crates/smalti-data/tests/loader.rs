@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use smalti_base::Planes;
 use smalti_data::datasets::{About, Dataset, Source};
 use smalti_data::loader::{Loader, LoaderConfig, Order};
 use smalti_data::{DataConfig, ImageBatch, Transform};
@@ -14,7 +15,7 @@ fn emoji(random: bool) -> DataConfig {
         let list = r#"[{"kind": "random_resized_crop", "size": 24, "scale": [0.5, 1.0]}, {"kind": "flip"}, {"kind": "to_signed"}]"#;
         serde_json::from_str(list).unwrap()
     } else {
-        Transform::center((32, 32))
+        Transform::center((32, 32), Planes::Colour)
     };
     let mut config = DataConfig::new(path, std::mem::take(&mut transforms));
     config.split = Some("validation".into());

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use smalti_base::Rng;
+use smalti_base::{Planes, Rng};
 use smalti_data::Image;
 use smalti_data::image::{Limits, open};
 use smalti_data::transforms::{Filter, Pipeline, Transform, resize};
@@ -96,7 +96,7 @@ fn lists_are_checked() {
     let fixed = |json: &str| Pipeline::new(list(json)).unwrap().size();
     assert_eq!(fixed(r#"[{"kind": "resize_short", "size": 8}, {"kind": "to_signed"}]"#), None);
     assert_eq!(fixed(r#"[{"kind": "resize", "size": [8, 9]}, {"kind": "to_signed"}]"#), Some((8, 9)));
-    let small = Pipeline::new(Transform::center((4, 4))[1..].to_vec()).unwrap();
+    let small = Pipeline::new(Transform::center((4, 4), Planes::Colour)[1..].to_vec()).unwrap();
     assert!(resize(&Image::filled(1, 1 << 20, [0; 3]), (64, 1 << 10), Filter::Box).is_err());
     let error = small.image(places(3, 9), &mut Rng::new(0).stream(0, 0)).unwrap_err().to_string();
     assert!(error.contains("the image is 9x3, smaller than the crop of 4x4"), "{error}");
@@ -114,7 +114,7 @@ proptest! {
             ratio: [0.5, 2.0],
             filter: Filter::Bilinear,
         };
-        for transforms in [vec![random, Transform::ToSigned {}], Transform::center((out_h, out_w))] {
+        for transforms in [vec![random, Transform::ToSigned {}], Transform::center((out_h, out_w), Planes::Colour)] {
             let pipeline = Pipeline::new(transforms).unwrap();
             let image = pipeline.image(places(width, height), &mut Rng::new(1).stream(number, 0)).unwrap();
             prop_assert_eq!(pipeline.size(), Some((image.height, image.width)));
@@ -129,4 +129,30 @@ proptest! {
             prop_assert_eq!(image, Image::filled(out_w, out_h, colour));
         }
     }
+}
+
+#[test]
+fn labels_are_resized_as_pillow_resizes_by_the_nearest_pixel() {
+    let map = Image::new(7, 5, (0..35u8).flat_map(|label| [label; 3]).collect()).unwrap();
+    let labels = |height, width| resize(&map, (height, width), Filter::Nearest).unwrap().labels().collect::<Vec<u8>>();
+    // Image.fromarray(...).resize((width, height), Image.NEAREST) of Pillow.
+    assert_eq!(labels(4, 3), [1, 3, 5, 8, 10, 12, 22, 24, 26, 29, 31, 33]);
+    assert_eq!(labels(5, 2), [1, 5, 8, 12, 15, 19, 22, 26, 29, 33]);
+    assert_eq!(labels(3, 7)[7..14], [14, 15, 16, 17, 18, 19, 20]);
+    assert_eq!(labels(8, 10)[20..30], [7, 8, 8, 9, 10, 10, 11, 12, 12, 13]);
+}
+
+#[test]
+fn label_maps_are_never_mixed() {
+    let pipeline = |json: &str| Pipeline::new(serde_json::from_str(json).unwrap()).unwrap();
+    let (labels, colour) = (Planes::Labels { classes: 3 }, Planes::Colour);
+    let mixing = pipeline(r#"[{"kind": "resize_short", "size": 8}, {"kind": "to_signed"}]"#);
+    assert!(mixing.must_suit(labels).unwrap_err().to_string().contains("nearest"));
+    assert!(mixing.must_suit(colour).is_ok());
+    let shifting = pipeline(r#"[{"kind": "shift_labels", "by": 1}, {"kind": "to_signed"}]"#);
+    assert!(shifting.must_suit(colour).unwrap_err().to_string().contains("shift_labels"));
+    assert!(shifting.must_suit(labels).is_ok());
+    let map = Image { grey: true, ..Image::new(3, 1, vec![0, 0, 0, 254, 254, 254, 255, 255, 255]).unwrap() };
+    let shifted = shifting.image(map, &mut Rng::new(0).stream(0, 0)).unwrap();
+    assert_eq!(shifted.labels().collect::<Vec<_>>(), [1, 255, 0]);
 }

@@ -274,6 +274,34 @@ fn a_sliding_window_takes_the_likeliest_token_of_what_it_shows() {
 }
 
 #[test]
+fn coordinates_say_themselves_also_to_a_window() {
+    let (codes, h, w, pixels) = (CODES, 3, 4, 8);
+    let table = |condition| match gpt(condition, false) {
+        GeneratorConfig::Gpt(config) => {
+            model(&GeneratorConfig::Gpt(GptConfig { shared_table: true, condition_dropout: 0.0, ..config }))
+        }
+        _ => unreachable!(),
+    };
+    // The same weights twice: one model knows where it is, the other is told.
+    let silent = table(ConditionConfig::Coordinates { codes, h, w, pixels });
+    let told = table(ConditionConfig::Codes { codes, h, w });
+    let generate = |model: &GeneratorModel, grid, condition| {
+        let request = Request::new(vec![image(&condition, 3, None)], Sampling::default());
+        let mut generation = model.start(&Request { grid, ..request }).unwrap();
+        while generation.done() < generation.steps() {
+            generation.next();
+        }
+        rows(generation.codes().discrete().unwrap())
+    };
+    for grid in [None, Some((5, 7))] {
+        let (rows, columns) = grid.unwrap_or((h, w));
+        let whole = ConditionConfig::Coordinates { codes, h: rows, w: columns, pixels };
+        let ids = whole.ids(&Condition::None).unwrap().into_iter().map(|id| id as u32).collect();
+        assert_eq!(generate(&silent, grid, Condition::None), generate(&told, grid, Condition::Codes(ids)));
+    }
+}
+
+#[test]
 fn a_shared_table_needs_its_condition() {
     let GeneratorConfig::Gpt(config) = gpt(ConditionConfig::Class { classes: 5 }, false) else { unreachable!() };
     let shared = GptConfig { shared_table: true, condition_dropout: 0.0, ..config };

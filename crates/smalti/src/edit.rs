@@ -130,7 +130,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         sampling.guidance = 1.0;
     }
     let limits = Limits::default();
-    let pixels = smalti_data::image::open(&args.image, BACKGROUND, &limits)?;
+    let pixels = smalti_data::image::open_as(model.planes()?, &args.image, BACKGROUND, &limits)?;
     let mask = decode_mask(&files::read(&args.mask)?, &args.mask.display().to_string(), &limits)?;
     if !mask.repaint.contains(&true) {
         return Err(Error::invalid_hint(
@@ -174,13 +174,15 @@ pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     plan.model.remark(&condition).iter().for_each(|line| progress.say(line));
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let generator = plan.model.open_generator(&device, plan.weights)?;
-    let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::Bicubic)?;
-    let mut tokens = tokenizer.encode(pixels::upload(&[small], plan.model.image_channels(), &device)?).to_host()?;
+    let planes = tokenizer.planes();
+    let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::of(planes))?;
+    let mut tokens = tokenizer.encode(pixels::upload(&[small], planes, &device)?).to_host()?;
     let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
     let image = ImageRequest { condition, seed: plan.seed, known: Some(known) };
     let request = Request::new(vec![image], plan.sampling.clone());
     let codes = generate(&generator, &request, "editing", progress)?;
-    let painted = resize(&pixels::download(tokenizer.decode(&codes))?.swap_remove(0), plan.size, Filter::Bicubic)?;
+    let painted =
+        resize(&pixels::download(tokenizer.decode(&codes), planes)?.swap_remove(0), plan.size, Filter::of(planes))?;
     let parameters = parameters(plan);
     save_png(&plan.out, &composite(&plan.pixels, &painted, &plan.repaint), Some(&parameters))?;
     let repainted = plan.repaint.repaint.iter().filter(|r| **r).count() as f64 / plan.repaint.repaint.len() as f64;

@@ -1,7 +1,7 @@
 //! `evaluate`: numbers of a model on images.
 
 use crate::model::ModelPlan;
-use crate::pixels;
+use crate::pixels::{self, Fidelity, FidelitySum};
 use crate::source::{Images, SourceArgs};
 use crate::weights::{Differences, WeightsEffect};
 use crate::{Settings, WeightsArgs};
@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenKind, TokenSpec, Tokens, device};
 use smalti_data::loader::Skipped;
 use smalti_data::{ImageBatch, TextTokenizer};
-use smalti_eval::Scores;
 use smalti_models::generators::{ConditionConfig, GeneratorModel, Predictions};
 use smalti_models::quantizers::usage::Usage;
 use smalti_models::{Codes, Condition, Generator, GeneratorLoss, Tokenizer};
@@ -73,9 +72,9 @@ pub struct EvaluateOutcome {
 /// Numbers of a tokenizer.
 #[derive(Clone, Debug, Serialize)]
 pub struct TokenizerNumbers {
-    /// Means over images, of 8-bit pixels at the model's size.
+    /// Of 8-bit pixels at the model's size: means over images; of label maps over all pixels.
     #[serde(flatten)]
-    pub scores: Scores,
+    pub scores: Fidelity,
     /// How the codebook is used, if tokens are codes.
     #[serde(flatten)]
     pub codebook: Option<CodebookNumbers>,
@@ -141,7 +140,8 @@ impl BitNumbers {
 pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
     let model = ModelPlan::find(Some(&args.model))?;
     let classes = (!model.manifest.classes.is_empty()).then_some(model.manifest.classes.as_slice());
-    let data = Images::open(args.images.config(&args.data, model.tokens.image_size)?, model.image_channels(), classes)?;
+    let planes = model.planes()?;
+    let data = Images::open(args.images.config(&args.data, model.tokens.image_size, planes)?, planes, classes)?;
     let device = settings.device_name()?;
     let weights = args.weights.resolve(&device)?;
     if weights != WeightPrecision::F32 {
@@ -181,12 +181,14 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
     let is_judged = plan.model.has_generator() && !needs_images(&plan.model);
     let mut judge = is_judged.then(|| Judge::open(plan, &device)).transpose()?;
     let mut usage = plan.model.tokens.vocabulary().map(Usage::new);
-    let mut scores = Vec::new();
+    let planes = tokenizer.planes();
+    let (mut images, mut fidelity) = (0, FidelitySum::new(planes));
     let skipped = plan.data.each_batch("evaluating", 0, plan.batch, progress, |batch, _| {
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
-        let reconstructions = pixels::download(tokenizer.decode(&codes))?;
+        let reconstructions = pixels::download(tokenizer.decode(&codes), planes)?;
         for (original, reconstruction) in pixels::batch_images(&batch)?.iter().zip(&reconstructions) {
-            scores.push(pixels::compare(original, reconstruction)?);
+            fidelity.add(original, reconstruction)?;
+            images += 1;
         }
         if let Some(usage) = &mut usage {
             for tokens in codes.clone().to_host()? {
@@ -198,14 +200,14 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
         if let Some(judge) = &mut judge {
             judge.add(codes, &batch)?;
         }
-        Ok(format!("psnr {:.2}", Scores::mean(&scores).psnr))
+        Ok(fidelity.mean().note())
     })?;
     Ok(EvaluateOutcome {
         model: plan.model.name.clone(),
-        images: scores.len(),
+        images,
         skipped,
         tokenizer: TokenizerNumbers {
-            scores: Scores::mean(&scores),
+            scores: fidelity.mean(),
             codebook: usage.map(|usage| CodebookNumbers {
                 usage: usage.used_fraction(),
                 perplexity: usage.perplexity(),
@@ -214,7 +216,7 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
         },
         generator: judge
             .as_ref()
-            .map(|judge| GeneratorNumbers::of(judge.exact.mean(), &plan.model.tokens, plan.model.image_channels())),
+            .map(|judge| GeneratorNumbers::of(judge.exact.mean(), &plan.model.tokens, planes.count())),
         weights: judge.and_then(Judge::effect),
     })
 }

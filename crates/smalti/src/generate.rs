@@ -196,7 +196,7 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
             None => decoder.decode(&codes),
             Some(grid) => decoder.decode_grid(&codes, grid)?,
         };
-        for (image, seed) in pixels::download(decoded)?.iter().zip(seeds) {
+        for (image, seed) in pixels::download(decoded, decoder.planes())?.iter().zip(seeds) {
             let image = pixels::enlarged(image, plan.scale)?;
             match &plan.out {
                 Output::Folder(folder) => files.push(save(plan, &name(folder, *seed), &image, *seed, 1)?),

@@ -3,9 +3,9 @@
 use crate::pixels;
 use burn::tensor::Device;
 use serde::Serialize;
-use smalti_base::{Error, Layout, Result, TokenSpec, Tokens};
+use smalti_base::{Error, Layout, Planes, Result, TokenSpec, Tokens};
 use smalti_data::TextTokenizer;
-use smalti_data::image::{Image, Limits, open as open_image};
+use smalti_data::image::{Image, Limits, open_as};
 use smalti_data::transforms::{Filter, resize};
 use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_decoder, read_packed, read_weights};
 use smalti_models::generators::{ConditionConfig, GeneratorConfig, GeneratorModel};
@@ -146,8 +146,8 @@ impl ModelPlan {
                 class_number(class, *classes, &self.manifest.classes).map(|class| Given(Condition::Class(class)))
             }
             (ConditionConfig::Codes { .. }, Wish { prompt: None, class: None, image: Some(path) }) => {
-                match self.condition_tokenizer {
-                    Some(_) => open_image(path, [255; 3], &Limits::default()).map(Image),
+                match &self.condition_tokenizer {
+                    Some(tokenizer) => open_as(tokenizer.planes()?, path, [255; 3], &Limits::default()).map(Image),
                     None => Err(Error::invalid_hint(
                         self.bundle.display(),
                         "this model reads codes of an image, and the bundle has no tokenizer that makes them",
@@ -157,7 +157,9 @@ impl ModelPlan {
             }
             (takes, wish) => {
                 let (takes, hint) = match takes {
-                    ConditionConfig::None => ("nothing", "leave the prompt and --class away"),
+                    ConditionConfig::None | ConditionConfig::Coordinates { .. } => {
+                        ("nothing", "leave the prompt and --class away")
+                    }
                     ConditionConfig::Class { .. } => ("a class", "say it with --class, a number or a name"),
                     ConditionConfig::Text { .. } => ("a caption", "say it in words, without --class"),
                     ConditionConfig::Codes { .. } => ("an image", "give it with --condition"),
@@ -206,7 +208,7 @@ impl ModelPlan {
     /// No condition, unless the generator always needs one.
     fn unconditional(&self) -> Result<Condition> {
         let needs = match &self.generator {
-            Some(GeneratorConfig::Gpt(gpt)) => gpt.shared_table && self.condition != ConditionConfig::None,
+            Some(GeneratorConfig::Gpt(gpt)) => gpt.shared_table && !self.condition.is_silent(),
             _ => false,
         };
         match (needs, &self.condition) {
@@ -251,9 +253,9 @@ impl ModelPlan {
                 ));
             }
         };
-        let image = resize(image, size, Filter::Bicubic)?;
-        let codes =
-            tokenizer.encode(pixels::upload(&[image], config.image_channels(), device)?).to_host()?.swap_remove(0);
+        let planes = tokenizer.planes();
+        let image = resize(image, size, Filter::of(planes))?;
+        let codes = tokenizer.encode(pixels::upload(&[image], planes, device)?).to_host()?.swap_remove(0);
         match codes {
             Tokens::Discrete(codes) => Ok(Condition::Codes(codes)),
             Tokens::Continuous(_) => Err(Error::invalid(self.bundle.display(), "the condition's tokens are no codes")),
@@ -270,9 +272,12 @@ impl ModelPlan {
         }
     }
 
-    /// Channels of the tokenizer's images.
-    pub fn image_channels(&self) -> usize {
-        self.tokenizer.image_channels()
+    /// What the tokenizer's images are.
+    ///
+    /// # Errors
+    /// As [`TokenizerConfig::planes`].
+    pub fn planes(&self) -> Result<Planes> {
+        self.tokenizer.planes()
     }
 
     /// The tokenizer with its weights.

@@ -3,13 +3,12 @@
 use crate::Settings;
 use crate::model::ModelPlan;
 use crate::output::{file_stem, prepare_folder};
-use crate::pixels;
+use crate::pixels::{self, Fidelity, FidelitySum};
 use crate::source::{Images, SourceArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
 use smalti_data::loader::Skipped;
-use smalti_eval::Scores;
 use smalti_models::Tokenizer;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -66,7 +65,7 @@ pub struct Reconstruction {
     pub file: PathBuf,
     /// How near the reconstruction is.
     #[serde(flatten)]
-    pub scores: Scores,
+    pub scores: Fidelity,
 }
 
 /// What `reconstruct` made.
@@ -74,8 +73,8 @@ pub struct Reconstruction {
 pub struct ReconstructOutcome {
     /// Each image, in the source's order.
     pub images: Vec<Reconstruction>,
-    /// The mean of each score.
-    pub mean: Scores,
+    /// The mean of each score; of label maps the numbers of all pixels.
+    pub mean: Fidelity,
     /// The contact sheet.
     pub grid: PathBuf,
     /// Images that could not be used.
@@ -88,8 +87,8 @@ pub struct ReconstructOutcome {
 /// A model that is missing or does not fit, a source that is none, an unknown device, or a setting out of range.
 pub fn plan(args: &ReconstructArgs, settings: &Settings) -> Result<ReconstructPlan> {
     let model = ModelPlan::find(args.model.as_deref())?;
-    let source =
-        Images::open(args.images.config(&args.source, model.tokens.image_size)?, model.image_channels(), None)?;
+    let planes = model.planes()?;
+    let source = Images::open(args.images.config(&args.source, model.tokens.image_size, planes)?, planes, None)?;
     Ok(ReconstructPlan {
         out: args.out.clone(),
         batch: args.batch.max(1),
@@ -107,15 +106,17 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
     prepare_folder(&plan.out)?;
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
+    let planes = tokenizer.planes();
+    let mut fidelity = FidelitySum::new(planes);
     let (mut images, mut pairs, mut names) = (Vec::new(), Vec::new(), HashSet::from(["grid".to_string()]));
     let skipped = plan.source.each_batch("reconstructing", 0, plan.batch, progress, |batch, _| {
         let originals = pixels::batch_images(&batch)?;
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
         for ((key, original), image) in
-            batch.keys.iter().zip(&originals).zip(pixels::download(tokenizer.decode(&codes))?)
+            batch.keys.iter().zip(&originals).zip(pixels::download(tokenizer.decode(&codes), planes)?)
         {
-            let scores = pixels::compare(original, &image)?;
-            let pair = grid(&[original.clone(), image], 2, GAP)?;
+            let scores = fidelity.add(original, &image)?;
+            let pair = grid(&[original.clone().visible(planes), image.visible(planes)], 2, GAP)?;
             let file = plan.out.join(unique(file_stem(key), &mut names) + ".png");
             save_png(&file, &pair, None)?;
             if pairs.len() < ON_SHEET {
@@ -123,12 +124,11 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
             }
             images.push(Reconstruction { key: key.clone(), file, scores });
         }
-        Ok(images.last().map(|image| format!("psnr {:.2}", image.scores.psnr)).unwrap_or_default())
+        Ok(images.last().map(|image: &Reconstruction| image.scores.note()).unwrap_or_default())
     })?;
     let sheet = plan.out.join("grid.png");
     save_sheet(&sheet, &pairs)?;
-    let scores: Vec<Scores> = images.iter().map(|image| image.scores).collect();
-    Ok(ReconstructOutcome { mean: Scores::mean(&scores), images, grid: sheet, skipped })
+    Ok(ReconstructOutcome { mean: fidelity.mean(), images, grid: sheet, skipped })
 }
 
 fn save_sheet(path: &std::path::Path, pairs: &[Image]) -> Result<()> {

@@ -1,8 +1,7 @@
 //! Which images a verb works on, as typed.
 
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Progress, Result};
-use smalti_data::image::check_channels;
+use smalti_base::{Error, Planes, Progress, Result};
 use smalti_data::loader::{LoaderConfig, Skipped};
 use smalti_data::{DataConfig, Dataset, ImageBatch, Loader, Transform};
 use std::path::Path;
@@ -28,12 +27,12 @@ pub struct SourceArgs {
 }
 
 impl SourceArgs {
-    /// The data section for images at `path`, the middle cut out at this height and width.
+    /// The data section for images of a kind at `path`, the middle cut out at this height and width.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a colour that is none.
-    pub fn config(&self, path: &Path, size: (usize, usize)) -> Result<DataConfig> {
-        let mut config = DataConfig::new(path, Transform::center(size));
+    pub fn config(&self, path: &Path, size: (usize, usize), planes: Planes) -> Result<DataConfig> {
+        let mut config = DataConfig::new(path, Transform::center(size, planes));
         config.split = self.split.clone();
         config.caption = self.caption.clone();
         config.limit = self.limit;
@@ -50,8 +49,8 @@ pub struct Images {
     /// Where they are and what is done to them.
     #[serde(flatten)]
     pub config: DataConfig,
-    /// Channels that they are read with.
-    pub channels: usize,
+    /// What their values are to the model.
+    pub planes: Planes,
     /// Number of images.
     pub images: usize,
     #[serde(skip)]
@@ -65,16 +64,14 @@ impl std::fmt::Debug for Images {
 }
 
 impl Images {
-    /// Opens the source for a model of images with so many channels and checks the transforms; `classes` as in
-    /// [`DataConfig::open`].
+    /// Opens the source for a model of images of a kind and checks the transforms; `classes` as in [`DataConfig::open`].
     ///
     /// # Errors
-    /// As [`DataConfig::open`] and [`check_channels`].
-    pub fn open(config: DataConfig, channels: usize, classes: Option<&[String]>) -> Result<Self> {
-        check_channels(channels)?;
-        config.pipeline()?;
+    /// As [`DataConfig::open`], and transforms that do not suit the images.
+    pub fn open(config: DataConfig, planes: Planes, classes: Option<&[String]>) -> Result<Self> {
+        config.pipeline()?.must_suit(planes)?;
         let dataset: Arc<dyn Dataset> = config.open(classes)?.into();
-        Ok(Self { images: dataset.len(), channels, config, dataset })
+        Ok(Self { images: dataset.len(), planes, config, dataset })
     }
 
     /// The images, their keys and classes.
@@ -96,7 +93,7 @@ impl Images {
         mut each: impl FnMut(ImageBatch, &Loader) -> Result<String>,
     ) -> Result<Vec<Skipped>> {
         self.dataset.warnings().iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
-        let config = LoaderConfig::new(&self.config, batch)?.with_channels(self.channels)?;
+        let config = LoaderConfig::new(&self.config, batch)?.with_planes(self.planes)?;
         let mut loader = Loader::ordered(self.dataset.clone(), config, 0, start)?;
         progress.begin(what, self.images as u64, "images");
         let mut used = 0;

@@ -89,8 +89,8 @@ pub fn plan(args: &TokenizeArgs, settings: &Settings) -> Result<TokenizePlan> {
         return Err(Error::invalid("--per-shard", "0 rows are no shard; expected 1 or more"));
     }
     let model = ModelPlan::find(args.model.as_deref())?;
-    let source =
-        Images::open(args.images.config(&args.source, model.tokens.image_size)?, model.image_channels(), None)?;
+    let planes = model.planes()?;
+    let source = Images::open(args.images.config(&args.source, model.tokens.image_size, planes)?, planes, None)?;
     Ok(TokenizePlan {
         out: args.out.clone(),
         batch: args.batch.max(1),
@@ -147,7 +147,7 @@ fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &D
         return Ok(plain);
     }
     let mirrored: Vec<Image> = pixels::batch_images(batch)?.iter().map(Image::flipped).collect();
-    let mirrored = tokens(pixels::upload(&mirrored, batch.channels, device)?)?;
+    let mirrored = tokens(pixels::upload(&mirrored, batch.planes, device)?)?;
     Ok(plain.into_iter().zip(mirrored).flat_map(|(plain, mirrored)| [plain, mirrored]).collect())
 }
 

@@ -17,9 +17,11 @@ macro_rules! recipes {
 /// Every recipe of the repository; a test compares the list with the folder.
 const RECIPES: &[(&str, &str)] = recipes![
     "gpt/emoji3d-64",
+    "gpt/faces-coordinates-f16",
     "gpt/faces-f16",
     "gpt/imagenet-depth-f16",
     "gpt/imagenet-f16-16384",
+    "gpt/landscapes-f16",
     "gpt/tiny",
     "kl/imagenet-kl16",
     "kl/openimages-f16",
@@ -45,11 +47,13 @@ const RECIPES: &[(&str, &str)] = recipes![
     "vit/imagenet-base",
     "vit/imagenet-small",
     "vit/tiny",
+    "vqgan/coco-labels-f16",
     "vqgan/emoji3d-64",
     "vqgan/faces-f16",
     "vqgan/imagenet-depth-f16",
     "vqgan/imagenet-f16-1024",
     "vqgan/imagenet-f16-16384",
+    "vqgan/landscapes-labels-f16",
     "vqgan/openimages-gumbel-f8",
     "vqgan/tiny",
 ];

@@ -10,7 +10,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 use serde_json::json;
-use smalti::base::{Error, Result};
+use smalti::base::{Error, Planes, Result};
 use smalti::data::ImageBatch;
 use smalti::models::checkpoint::Rules;
 use smalti::models::tokenizers::TokenizerModel;
@@ -91,7 +91,7 @@ impl Step {
     fn images(&self) -> ImageBatch {
         let names = 0..self.batch;
         ImageBatch {
-            channels: 3,
+            planes: Planes::Colour,
             indices: names.clone().collect(),
             keys: names.map(|i| i.to_string()).collect(),
             pixels: self.pixels.clone(),

@@ -14,7 +14,7 @@ pub use webdataset::WebDataset;
 use crate::image::{self, Image, Limits};
 use crate::transforms::{Pipeline, Transform};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, files};
+use smalti_base::{Error, Planes, Result, files};
 use std::path::{Path, PathBuf};
 
 /// Pixels as a data set holds them.
@@ -56,13 +56,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// The image, transparency composited on `background`.
+    /// The image, transparency composited on `background`; a label map if `planes` says so.
     ///
     /// # Errors
-    /// As [`image::decode`], naming the key.
-    pub fn decode(&self, background: [u8; 3], limits: &Limits) -> Result<Image> {
+    /// As [`image::decode_as`], naming the key.
+    pub fn decode(&self, planes: Planes, background: [u8; 3], limits: &Limits) -> Result<Image> {
         match &self.image {
-            Source::Encoded(bytes) => image::decode(bytes, &self.about.key, background, limits),
+            Source::Encoded(bytes) => image::decode_as(planes, bytes, &self.about.key, background, limits),
             Source::Grey { width, height, pixels } => {
                 Image::new(*width, *height, pixels.iter().flat_map(|&level| [level; 3]).collect())
             }

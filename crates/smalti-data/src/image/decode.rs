@@ -6,7 +6,7 @@
 use super::Image;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, files};
+use smalti_base::{Error, Planes, Result, files};
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -36,9 +36,73 @@ impl Default for Limits {
 /// # Errors
 /// [`Error::Io`], or as [`decode`].
 pub fn open(path: &Path, background: [u8; 3], limits: &Limits) -> Result<Image> {
+    open_as(Planes::Colour, path, background, limits)
+}
+
+/// Reads an image file as [`decode_as`] does.
+///
+/// # Errors
+/// [`Error::Io`], or as [`decode_as`].
+pub fn open_as(planes: Planes, path: &Path, background: [u8; 3], limits: &Limits) -> Result<Image> {
     let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
     check_bytes(size, &path.display().to_string(), limits)?;
-    decode(&files::read(path)?, &path.display().to_string(), background, limits)
+    decode_as(planes, &files::read(path)?, &path.display().to_string(), background, limits)
+}
+
+/// Decodes an image of a kind; `name` (a path or key) is named in errors.
+///
+/// # Errors
+/// As [`decode`] or [`decode_labels`].
+pub fn decode_as(planes: Planes, bytes: &[u8], name: &str, background: [u8; 3], limits: &Limits) -> Result<Image> {
+    match planes {
+        Planes::Grey | Planes::Colour => decode(bytes, name, background, limits),
+        Planes::Labels { .. } => decode_labels(bytes, name, limits),
+    }
+}
+
+/// Decodes a label map, whose pixels are numbers of classes: a grey image, or a PNG with a palette, whose indices count and
+/// whose colours do not.
+///
+/// # Errors
+/// As [`decode`], and [`Error::Invalid`] for a picture in colours or with 16 bits.
+pub fn decode_labels(bytes: &[u8], name: &str, limits: &Limits) -> Result<Image> {
+    let labels = match palette_indices(bytes, name, limits)? {
+        Some(labels) => labels,
+        None => match decode_any(bytes, name, limits)? {
+            DynamicImage::ImageLuma8(grey) => (grey.width() as usize, grey.height() as usize, grey.into_raw()),
+            other => {
+                let problem = format!("is no label map: its pixels are {:?}", other.color());
+                return Err(Error::invalid_hint(name, problem, "8-bit grey images and PNG with a palette can be read"));
+            }
+        },
+    };
+    let (width, height, labels) = labels;
+    let pixels = labels.into_iter().flat_map(|label| [label; 3]).collect();
+    Ok(Image { grey: true, ..Image::new(width, height, pixels)? })
+}
+
+/// Width, height and indices of a PNG with a palette; `None` for anything else.
+fn palette_indices(bytes: &[u8], name: &str, limits: &Limits) -> Result<Option<(usize, usize, Vec<u8>)>> {
+    let is_palette = bytes.starts_with(b"\x89PNG") && bytes.get(25) == Some(&3);
+    if !is_palette {
+        return Ok(None);
+    }
+    // Checks the file under the limits.
+    decode_any(bytes, name, limits)?;
+    let broken = |e: ::png::DecodingError| Error::invalid(name, format!("cannot be decoded: {e}"));
+    let mut decoder = ::png::Decoder::new(Cursor::new(bytes));
+    decoder.set_transformations(::png::Transformations::IDENTITY);
+    let mut reader = decoder.read_info().map_err(broken)?;
+    let mut packed = vec![0; reader.output_buffer_size().unwrap_or_default()];
+    let info = reader.next_frame(&mut packed).map_err(broken)?;
+    let (width, height, bits) = (info.width as usize, info.height as usize, info.bit_depth as usize);
+    let mut indices = Vec::with_capacity(width * height);
+    for row in packed.chunks_exact(info.line_size).take(height) {
+        // Indices of less than 8 bits lie in bytes from the left.
+        let index = |x: usize| row[x * bits / 8] >> (8 - bits - x * bits % 8) & (0xff >> (8 - bits));
+        indices.extend((0..width).map(index));
+    }
+    Ok(Some((width, height, indices)))
 }
 
 /// Decodes an image; `name` (a path or key) is named in errors.

@@ -5,12 +5,12 @@ mod grid;
 mod mask;
 mod png;
 
-pub use decode::{EXTENSIONS, Limits, decode, open};
+pub use decode::{EXTENSIONS, Limits, decode, decode_as, decode_labels, open, open_as};
 pub use grid::grid;
 pub use mask::{Mask, decode_mask};
 pub use png::{encode_png, parameters, read_parameters, save_png};
 
-use smalti_base::{Error, Result};
+use smalti_base::{Error, Planes, Result};
 
 /// An image, 8 bits per channel. It is RGB in memory; in a grey one the three channels of a pixel are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Image {
     pub width: usize,
     /// Rows.
     pub height: usize,
-    /// `height * width * 3` bytes, row by row, red first.
+    /// `height * width * 3` bytes, row by row, red first; in a label map each three are the label.
     pub pixels: Vec<u8>,
     /// Whether it was made as a grey image, and is written as one.
     pub grey: bool,
@@ -81,13 +81,53 @@ impl Image {
         self.pixels.as_chunks::<3>().0.iter().map(|pixel| luma(pixel) as f32 / 127.5 - 1.0).collect()
     }
 
-    /// The planes that a model of images with so many channels takes, `[channels, height, width]` in -1..1.
+    /// The values that a model takes, `[planes.count(), height, width]`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another number than 1 and 3.
-    pub fn planes(&self, channels: usize) -> Result<Vec<f32>> {
-        check_channels(channels)?;
-        Ok(if channels == 1 { self.to_signed_grey() } else { self.to_signed() })
+    /// [`Error::Invalid`] for a label that is no class.
+    pub fn planes(&self, planes: Planes) -> Result<Vec<f32>> {
+        match planes {
+            Planes::Grey => Ok(self.to_signed_grey()),
+            Planes::Colour => Ok(self.to_signed()),
+            Planes::Labels { classes } => match self.labels().find(|label| usize::from(*label) >= classes) {
+                Some(label) => Err(Error::invalid_hint(
+                    "label map",
+                    format!("label {label} is not in 0..{classes}"),
+                    "train with more classes, or move the labels by a transform { kind = \"shift_labels\" }",
+                )),
+                None => Ok(self.labels().map(f32::from).collect()),
+            },
+        }
+    }
+
+    /// The labels of a label map, row by row.
+    pub fn labels(&self) -> impl Iterator<Item = u8> + '_ {
+        self.pixels.iter().step_by(3).copied()
+    }
+
+    /// An image from values as [`Self::planes`] gives them; values outside are clamped and NaN becomes 0.
+    ///
+    /// # Errors
+    /// As [`Image::new`].
+    pub fn from_planes(planes: Planes, values: &[f32], width: usize, height: usize) -> Result<Self> {
+        if !planes.are_labels() {
+            return Self::from_signed(values, width, height);
+        }
+        if values.len() != width.saturating_mul(height) {
+            return Err(wrong_length(width, height, values.len(), "labels"));
+        }
+        let pixels = values.iter().flat_map(|label| [label.round() as u8; 3]).collect();
+        Ok(Self { grey: true, ..Self::new(width, height, pixels)? })
+    }
+
+    /// An image as people look at it: in a label map each label gets a colour of its own, 0 black.
+    pub fn visible(self, planes: Planes) -> Self {
+        if !planes.are_labels() {
+            return self;
+        }
+        let palette: Vec<[u8; 3]> = (0..=255).map(label_colour).collect();
+        let pixels = self.labels().flat_map(|label| palette[usize::from(label)]).collect();
+        Self { pixels, grey: false, ..self }
     }
 
     /// The part that begins at (`left`, `top`).
@@ -128,18 +168,10 @@ impl Image {
     }
 }
 
-/// That pictures can have so many channels: 1 (grey) or 3 (RGB).
-///
-/// # Errors
-/// [`Error::Unsupported`] if not.
-pub fn check_channels(channels: usize) -> Result<()> {
-    match channels {
-        1 | 3 => Ok(()),
-        _ => Err(Error::unsupported(
-            format!("pictures of {channels} channels"),
-            "images are read and written with 1 channel (grey) or 3 (RGB)",
-        )),
-    }
+/// The colour of a label. The bits of a label go to the high bits of red, green and blue in turn, as in the palettes of PASCAL VOC:
+/// all 256 differ, and small labels differ most.
+fn label_colour(label: u8) -> [u8; 3] {
+    [0, 1, 2].map(|channel| (0..3).filter(|i| u32::from(label) >> (3 * i + channel) & 1 == 1).map(|i| 128u8 >> i).sum())
 }
 
 fn wrong_length(width: usize, height: usize, found: usize, unit: &str) -> Error {

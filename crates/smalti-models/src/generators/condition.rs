@@ -34,6 +34,18 @@ pub enum ConditionConfig {
         /// Columns.
         w: usize,
     },
+    /// Where each token lies in the picture, as codes (the official CoordStage). It follows from the picture's size, so that
+    /// nothing is said; in a picture larger than the grid a window sees where it is.
+    Coordinates {
+        /// Number of codes.
+        codes: usize,
+        /// Rows.
+        h: usize,
+        /// Columns.
+        w: usize,
+        /// Pixels of a token along each side.
+        pixels: usize,
+    },
 }
 
 impl ConditionConfig {
@@ -43,8 +55,13 @@ impl ConditionConfig {
             Self::None => 0,
             Self::Class { classes } => *classes,
             Self::Text { vocabulary, .. } => *vocabulary,
-            Self::Codes { codes, .. } => *codes,
+            Self::Codes { codes, .. } | Self::Coordinates { codes, .. } => *codes,
         }
+    }
+
+    /// Whether there is nothing to say: no condition, or one that follows from the size.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::None | Self::Coordinates { .. })
     }
 
     /// Ids in front of the image tokens; 1 without a condition, the null id.
@@ -52,7 +69,7 @@ impl ConditionConfig {
         match self {
             Self::None | Self::Class { .. } => 1,
             Self::Text { length, .. } => *length,
-            Self::Codes { h, w, .. } => h * w,
+            Self::Codes { h, w, .. } | Self::Coordinates { h, w, .. } => h * w,
         }
     }
 
@@ -63,8 +80,11 @@ impl ConditionConfig {
             Self::Class { classes: 0 } => "classes = 0; expected at least 1",
             Self::Text { vocabulary: 0, .. } => "vocabulary = 0; expected at least 1",
             Self::Text { length: 0, .. } => "length = 0; expected at least 1",
-            Self::Codes { codes: 0, .. } => "codes = 0; expected at least 1",
-            Self::Codes { h, w, .. } if h * w == 0 => "no places for codes; expected h and w of at least 1",
+            Self::Codes { codes: 0, .. } | Self::Coordinates { codes: 0, .. } => "codes = 0; expected at least 1",
+            Self::Codes { h, w, .. } | Self::Coordinates { h, w, .. } if h * w == 0 => {
+                "no places for codes; expected h and w of at least 1"
+            }
+            Self::Coordinates { pixels: 0, .. } => "pixels = 0; expected at least 1",
             _ => return Ok(()),
         };
         Err(Error::invalid(format!("{place}: condition"), problem))
@@ -91,6 +111,7 @@ impl ConditionConfig {
     pub fn ids(&self, condition: &Condition) -> Result<Vec<usize>> {
         let mut ids = vec![self.null(); self.length()];
         let given: Vec<usize> = match (self, condition) {
+            (Self::Coordinates { codes, h, w, pixels }, Condition::None) => coordinates(*codes, (*h, *w), *pixels),
             (_, Condition::None) => Vec::new(),
             (Self::Class { .. }, Condition::Class(class)) => vec![*class as usize],
             (Self::Text { .. }, Condition::Text(text)) => text.iter().map(|id| *id as usize).collect(),
@@ -142,8 +163,22 @@ impl ConditionConfig {
             Self::Class { .. } => "a class",
             Self::Text { .. } => "text",
             Self::Codes { .. } => "a code for each place",
+            Self::Coordinates { .. } => "nothing beside the size",
         }
     }
+}
+
+/// The number of a pixel, counted row by row, as a share of all pixels; its mean over each token's pixels, as one of so many codes.
+fn coordinates(codes: usize, (h, w): (usize, usize), pixels: usize) -> Vec<usize> {
+    let side = pixels as f64;
+    let middle = |token: usize| token as f64 * side + (side - 1.0) / 2.0;
+    let (height, width) = (h as f64 * side, w as f64 * side);
+    let code = |row, column| {
+        let share = (middle(row) * width + middle(column)) / (height * width);
+        // A share near 1 would be one code too many.
+        ((share * codes as f64).round_ties_even() as usize).min(codes - 1)
+    };
+    (0..h).flat_map(|row| (0..w).map(move |column| code(row, column))).collect()
 }
 
 fn kind(condition: &Condition) -> &'static str {
@@ -152,5 +187,29 @@ fn kind(condition: &Condition) -> &'static str {
         Condition::Class(_) => "class",
         Condition::Text(_) => "text token",
         Condition::Codes(_) => "code",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coordinates_are_means_over_the_pixels_of_a_token() {
+        let (codes, h, w, pixels) = (1024, 4, 3, 16);
+        let config = ConditionConfig::Coordinates { codes, h, w, pixels };
+        let (height, width) = (h * pixels, w * pixels);
+        let mean = |row: usize, column: usize| {
+            let places =
+                (0..pixels * pixels).map(|i| (row * pixels + i / pixels) * width + column * pixels + i % pixels);
+            places.map(|place| place as f64 / (height * width) as f64).sum::<f64>() / (pixels * pixels) as f64
+        };
+        let expected: Vec<usize> =
+            (0..h * w).map(|i| (mean(i / w, i % w) * codes as f64).round_ties_even() as usize).collect();
+        assert_eq!(config.ids(&Condition::None).unwrap(), expected);
+        assert!(config.ids(&Condition::Class(1)).unwrap_err().to_string().contains("nothing beside the size"));
+        // So few codes that the last share rounds to 1: the last code.
+        let few = ConditionConfig::Coordinates { codes: 2, h: 4, w: 4, pixels: 1 };
+        assert_eq!(few.ids(&Condition::None).unwrap().last(), Some(&1));
     }
 }

@@ -195,7 +195,10 @@ impl GptConfig {
             ConditionConfig::Codes { codes, h: rows, w: columns } if (rows, columns) == (h, w) => {
                 ConditionConfig::Codes { codes, h: grid.0, w: grid.1 }
             }
-            ConditionConfig::Codes { .. } => {
+            ConditionConfig::Coordinates { codes, h: rows, w: columns, pixels } if (rows, columns) == (h, w) => {
+                ConditionConfig::Coordinates { codes, h: grid.0, w: grid.1, pixels }
+            }
+            ConditionConfig::Codes { .. } | ConditionConfig::Coordinates { .. } => {
                 return refuse("the condition's grid is not that of the tokens".into(), "a window needs both alike");
             }
             ref other => other.clone(),
@@ -215,7 +218,7 @@ impl GptConfig {
         match config {
             _ if !self.shared_table => Ok(ids),
             ConditionConfig::None => Ok(ids.zeros_like() + self.start_token as i32),
-            _ if conditions.contains(&Condition::None) => Err(Error::invalid_hint(
+            _ if !config.is_silent() && conditions.contains(&Condition::None) => Err(Error::invalid_hint(
                 "condition",
                 "none was given, and this generator has no vector for that",
                 "say what the picture should show",
@@ -366,7 +369,8 @@ impl Gpt {
         let window = request.grid.map(|grid| Window { grid, size: self.config.tokens.layout.finest() });
         Ok(GptGeneration {
             condition_rows: self.config.condition_ids(&condition, &request.conditions(), None, &device)?,
-            moves_condition: window.is_some() && matches!(condition, ConditionConfig::Codes { .. }),
+            moves_condition: window.is_some()
+                && matches!(condition, ConditionConfig::Codes { .. } | ConditionConfig::Coordinates { .. }),
             caches: (0..self.config.depth).map(|_| KeyValueCache::new(self.config.places(), prefix)).collect(),
             codes: vec![vec![0; tokens.length()]; known.len()],
             sampling: request.sampling.clone(),

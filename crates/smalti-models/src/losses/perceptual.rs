@@ -145,21 +145,6 @@ impl Perceptual {
         }
     }
 
-    /// That images of so many channels can be judged: 3, or 1, which the normalisation by each colour's mean and deviation turns
-    /// into 3.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for another number.
-    pub fn check_channels(&self, channels: usize) -> Result<()> {
-        match channels {
-            1 | 3 => Ok(()),
-            _ => Err(Error::unsupported(
-                format!("a perceptual loss of images with {channels} channels"),
-                "its network was trained on colours: leave `perceptual` out, or train on images with 1 or 3 channels",
-            )),
-        }
-    }
-
     /// The compared feature maps of images `[b, 3, h, w]` or `[b, 1, h, w]` in -1..1, fine to coarse, before they are normalised.
     pub fn features(&self, images_bchw: Tensor<4>) -> Vec<Tensor<4>> {
         let x = (images_bchw - self.shift.clone()) / self.scale.clone();

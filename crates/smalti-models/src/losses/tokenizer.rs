@@ -5,7 +5,7 @@
 //! then sent through the decoder and encoder in one pass.
 
 use super::adversarial::adaptive_weight;
-use super::reconstruction::{l1, l2};
+use super::reconstruction::{binary_cross_entropy, l1, l2};
 use super::{AdversarialConfig, Critic, Perceptual, PerceptualConfig};
 use crate::quantizers::{Pass, Stats};
 use crate::tokenizers::{BottleneckLoss, TokenizerModel};
@@ -13,7 +13,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, TokenSpec};
+use smalti_base::{Error, Planes, Result, TokenSpec};
 
 /// The terms of the loss. A weight of 0 or a missing part costs nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct TokenizerLossConfig {
     /// Weight of the mean squared error.
     #[serde(default)]
     pub l2: f64,
+    /// Weight of the mean binary cross-entropy of a label map's scores: the term of label maps.
+    #[serde(default)]
+    pub binary_cross_entropy: f64,
     /// Network of the perceptual term.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perceptual: Option<PerceptualConfig>,
@@ -61,6 +64,7 @@ impl Default for TokenizerLossConfig {
         Self {
             l1: 0.0,
             l2: 0.0,
+            binary_cross_entropy: 0.0,
             perceptual: None,
             perceptual_weight: 1.0,
             adversarial: None,
@@ -79,7 +83,7 @@ fn one() -> f64 {
 }
 
 impl TokenizerLossConfig {
-    /// Opens the networks of the loss for a tokenizer's images, which have 3 channels unless [`TokenizerLoss::with_channels`] follows.
+    /// Opens the networks of the loss for a tokenizer's images, which are in colour unless [`TokenizerLoss::with_planes`] follows.
     ///
     /// # Errors
     /// [`Error::Invalid`] if a weight is negative, all are 0, or images are too small for a network; [`Error::Io`] if
@@ -88,6 +92,7 @@ impl TokenizerLossConfig {
         let weights = [
             ("l1", self.l1),
             ("l2", self.l2),
+            ("binary_cross_entropy", self.binary_cross_entropy),
             ("perceptual_weight", self.perceptual_weight),
             ("codebook_weight", self.codebook_weight),
             ("kl_weight", self.kl_weight.unwrap_or(KL_WEIGHT)),
@@ -106,8 +111,9 @@ impl TokenizerLossConfig {
             (Some(config), true) => Some(config.init(device)?),
             _ => None,
         };
-        if self.l1 == 0.0 && self.l2 == 0.0 && perceptual.is_none() {
-            return Err(Error::invalid("loss", "l1, l2 and the perceptual term are all off: nothing is reconstructed"));
+        if self.l1 == 0.0 && self.l2 == 0.0 && self.binary_cross_entropy == 0.0 && perceptual.is_none() {
+            let problem = "l1, l2, binary_cross_entropy and the perceptual term are all off: nothing is reconstructed";
+            return Err(Error::invalid("loss", problem));
         }
         let side = spec.image_size.0.min(spec.image_size.1);
         let smallest = perceptual.as_ref().map_or(1, Perceptual::smallest_image);
@@ -118,18 +124,16 @@ impl TokenizerLossConfig {
         if let Some(adversarial) = &self.adversarial {
             adversarial.check(spec.image_size)?;
         }
-        Ok(TokenizerLoss { config: self.clone(), channels: RGB, perceptual, image_size: spec.image_size })
+        Ok(TokenizerLoss { config: self.clone(), planes: Planes::Colour, perceptual, image_size: spec.image_size })
     }
 }
-
-const RGB: usize = 3;
 
 /// The loss with its frozen networks open.
 #[derive(Clone, Debug)]
 pub struct TokenizerLoss {
     config: TokenizerLossConfig,
     /// Of the images.
-    channels: usize,
+    planes: Planes,
     perceptual: Option<Perceptual>,
     image_size: (usize, usize),
 }
@@ -147,7 +151,7 @@ pub struct TokenizerStep {
     pub stats: Option<Stats>,
     /// Codes `[b, length]`, if tokens are codes.
     pub codes: Option<Tensor<2, Int>>,
-    /// The reconstruction `[b, c, h, w]`, not clamped.
+    /// The reconstruction `[b, c, h, w]`, not clamped; scores of label maps.
     pub reconstruction: Tensor<4>,
 }
 
@@ -168,15 +172,28 @@ impl TokenizerLoss {
         Self { perceptual, ..self }
     }
 
-    /// The same loss for images of another number of channels.
+    /// The same loss for images of another kind.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the perceptual network cannot judge such images.
-    pub fn with_channels(self, channels: usize) -> Result<Self> {
-        if let Some(perceptual) = &self.perceptual {
-            perceptual.check_channels(channels)?;
+    /// [`Error::Invalid`] for terms of pictures with label maps, or the other way round.
+    pub fn with_planes(self, planes: Planes) -> Result<Self> {
+        let config = &self.config;
+        let of_pictures = config.l1 > 0.0
+            || config.l2 > 0.0
+            || self.perceptual.is_some()
+            || config.adversarial.is_some()
+            || config.likelihood.is_some();
+        match (planes.are_labels(), of_pictures, config.binary_cross_entropy > 0.0) {
+            (true, true, _) => Err(Error::invalid_hint(
+                "loss",
+                "l1, l2, the perceptual, adversarial and likelihood terms compare pictures, but the model takes label maps",
+                "leave binary_cross_entropy and codebook_weight only",
+            )),
+            (false, _, true) => {
+                Err(Error::invalid("loss", "binary_cross_entropy is for label maps, but the model takes pictures"))
+            }
+            _ => Ok(Self { planes, ..self }),
         }
-        Ok(Self { channels, ..self })
     }
 
     /// A fresh critic, if the loss has an adversarial term.
@@ -184,13 +201,13 @@ impl TokenizerLoss {
     /// # Errors
     /// [`Error::Invalid`] if its numbers make no network.
     pub fn critic(&self, device: &Device) -> Result<Option<Critic>> {
-        let critic = |config: &AdversarialConfig| config.init(self.image_size, self.channels, device);
+        let critic = |config: &AdversarialConfig| config.init(self.image_size, self.planes.count(), device);
         self.config.adversarial.as_ref().map(critic).transpose()
     }
 
     /// One micro-batch: forward, losses and gradients. Nothing is read back from the device.
     ///
-    /// `model` and `critic` are on an autodiff device; `images_bchw` `[b, c, h, w]` in -1..1. Without a critic, and before the
+    /// `model` and `critic` are on an autodiff device; `images_bchw` `[b, c, h, w]` in -1..1, or labels. Without a critic, and before the
     /// adversarial term's first step, that term is left out.
     pub fn step(
         &self,
@@ -215,6 +232,7 @@ impl TokenizerLoss {
         let bottleneck = model.bottleneck(model.latents(images.clone()), Pass { step, noise_bchw });
         let features = model.features(bottleneck.latents_bchw);
         let rec = model.to_pixels(features.clone());
+        let images = model.target(images);
         let own = match bottleneck.loss {
             BottleneckLoss::None => None,
             BottleneckLoss::Codebook(loss) => Some(("codebook", loss, self.config.codebook_weight)),
@@ -270,7 +288,8 @@ impl TokenizerLoss {
         }
     }
 
-    /// Reconstruction and perceptual terms of `rec`, as in evaluation: named values, `loss` is their weighted sum.
+    /// Reconstruction and perceptual terms of `rec`, as in evaluation: named values, `loss` is their weighted sum. Of label maps the
+    /// image is [`TokenizerModel::target`]'s.
     pub fn evaluate(&self, images_bchw: Tensor<4>, rec_bchw: Tensor<4>) -> Vec<(&'static str, Tensor<1>)> {
         self.reconstruction(images_bchw, rec_bchw).terms
     }
@@ -282,6 +301,10 @@ impl TokenizerLoss {
         }
         if self.config.l2 > 0.0 {
             weighted.push(("l2", self.config.l2, l2(rec.clone(), images.clone())));
+        }
+        if self.config.binary_cross_entropy > 0.0 {
+            let entropy = binary_cross_entropy(rec.clone(), images.clone());
+            weighted.push(("binary_cross_entropy", self.config.binary_cross_entropy, entropy));
         }
         if let Some(perceptual) = &self.perceptual {
             weighted.push((

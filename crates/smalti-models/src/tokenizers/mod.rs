@@ -5,7 +5,7 @@ use crate::quantizers::{Pass, Quantizer, QuantizerModel, Stats};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Layout, Result, TokenSpec};
+use smalti_base::{Error, Layout, Planes, Result, TokenSpec};
 
 pub mod kl;
 pub mod patches;
@@ -25,10 +25,11 @@ pub trait Tokenizer: Send + Sync {
     /// Codes of images, the most likely ones.
     ///
     /// # Shapes
-    /// `images_bchw` is `[batch, channels, height, width]`, 3 channels unless [`TokenizerConfig::image_channels`] is another number, with values in -1..1 and the spec's size.
+    /// `images_bchw` is `[batch, channels, height, width]`, the spec's size, with the planes and values that
+    /// [`TokenizerConfig::planes`] says.
     fn encode(&self, images_bchw: Tensor<4>) -> Codes;
 
-    /// Images of codes of the spec's kind, `[batch, channels, height, width]`. Values are about -1..1 and not clamped.
+    /// Images of codes of the spec's kind, `[batch, channels, height, width]`. Values are about -1..1 and not clamped, or labels.
     fn decode(&self, codes: &Codes) -> Tensor<4>;
 }
 
@@ -60,11 +61,14 @@ impl TokenizerConfig {
         }
     }
 
-    /// Channels of the images that go in and come out.
-    pub fn image_channels(&self) -> usize {
+    /// What the images are that go in and come out.
+    ///
+    /// # Errors
+    /// As [`VqganConfig::planes`].
+    pub fn planes(&self) -> Result<Planes> {
         match self {
-            Self::Vqgan(config) => config.in_channels,
-            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => 3,
+            Self::Vqgan(config) => config.planes(),
+            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => Ok(Planes::Colour),
         }
     }
 
@@ -130,7 +134,15 @@ pub struct TokenMoments {
 }
 
 impl TokenizerModel {
-    /// Images `[b, c, h, w]` in -1..1 to what the bottleneck sees, `[b, c, h', w']`.
+    /// What the images are that go in and come out.
+    pub fn planes(&self) -> Planes {
+        match self {
+            Self::Vqgan(model) => model.planes(),
+            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => Planes::Colour,
+        }
+    }
+
+    /// Images `[b, c, h, w]` to what the bottleneck sees, `[b, c, h', w']`.
     pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.latents(images_bchw),
@@ -201,7 +213,23 @@ impl TokenizerModel {
         }
     }
 
-    /// The decoder's last layer: features to images `[b, c, h, w]`, about -1..1 and not clamped.
+    /// Images as their reconstruction is measured against: labels as one-hot vectors `[b, classes, h, w]`, pictures as they are.
+    pub fn target(&self, images_bchw: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Vqgan(model) => model.seen(images_bchw),
+            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => images_bchw,
+        }
+    }
+
+    /// What [`Self::to_pixels`] made as images of the kind that went in.
+    fn images(&self, pixels_bchw: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Vqgan(model) => model.images(pixels_bchw),
+            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => pixels_bchw,
+        }
+    }
+
+    /// The decoder's last layer: features to images `[b, c, h, w]`, about -1..1 and not clamped; scores of label maps.
     pub fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Vqgan(model) => model.to_pixels(features),
@@ -240,7 +268,7 @@ impl TokenizerModel {
     pub fn decode_grid(&self, codes: &Codes, (h, w): (usize, usize)) -> Result<Tensor<4>> {
         match (self, codes) {
             (Self::Vqgan(model), Codes::Discrete(ids)) if matches!(self.spec().layout, Layout::Grid { .. }) => {
-                Ok(self.to_pixels(self.features(model.quantize.decode(ids.clone(), h, w))))
+                Ok(self.images(self.to_pixels(self.features(model.quantize.decode(ids.clone(), h, w)))))
             }
             _ => Err(Error::unsupported(
                 "pictures of another size by this tokenizer",
@@ -291,7 +319,7 @@ impl Tokenizer for TokenizerModel {
     }
 
     fn decode(&self, codes: &Codes) -> Tensor<4> {
-        self.to_pixels(self.features(self.codes_to_latents(codes)))
+        self.images(self.to_pixels(self.features(self.codes_to_latents(codes))))
     }
 }
 
@@ -303,6 +331,11 @@ impl TokenDecoder {
     /// The decoder of a tokenizer whose parameters are loaded, those aside of which [`TokenizerModel::only_encodes`] says so.
     pub fn new(tokenizer: TokenizerModel) -> Self {
         Self(tokenizer)
+    }
+
+    /// See [`TokenizerModel::planes`].
+    pub fn planes(&self) -> Planes {
+        self.0.planes()
     }
 
     /// See [`Tokenizer::decode`].

@@ -4,9 +4,9 @@
 
 use crate::quantizers::{Quantizer, QuantizerConfig, QuantizerModel};
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, TokenSpec};
+use smalti_base::{Error, Planes, Result, TokenSpec};
 use smalti_nn::{Conv, ConvAutoencoderConfig, ConvDecoder, ConvEncoder, Shortcut};
 
 /// Settings of a [`Vqgan`].
@@ -15,12 +15,16 @@ use smalti_nn::{Conv, ConvAutoencoderConfig, ConvDecoder, ConvEncoder, Shortcut}
 pub struct VqganConfig {
     /// Side of the images in pixels.
     pub image_size: usize,
-    /// Channels of the images that go in: 3 for RGB, 1 for grey ones such as depth maps.
+    /// Channels of the images that go in: 3 for RGB, 1 for grey ones such as depth maps, the number of classes for label maps.
     #[serde(default = "rgb")]
     pub in_channels: usize,
     /// Channels of the images that come out, as many as go in.
     #[serde(default = "rgb")]
     pub out_channels: usize,
+    /// Whether images are label maps: a pixel's class goes in as a one-hot vector and comes out as a score for each class (the
+    /// official VQSegmentationModel).
+    #[serde(default)]
+    pub label_maps: bool,
     /// Channels of the finest level are `ch * ch_mult[0]`.
     pub ch: usize,
     /// Channels of each level, fine to coarse; the side halves from one to the next.
@@ -99,6 +103,7 @@ impl VqganConfig {
             );
             return Err(Error::invalid(PLACE, problem));
         }
+        self.planes()?;
         if self.quant_kernel.is_multiple_of(2) {
             return Err(Error::invalid(
                 PLACE,
@@ -108,6 +113,20 @@ impl VqganConfig {
         let side = autoencoder.latent_size();
         let layout = self.quantizer.layout(side, side)?;
         Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (self.image_size, self.image_size)))
+    }
+
+    /// What the images are.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] or [`Error::Invalid`] for a number of channels that no image has.
+    pub fn planes(&self) -> Result<Planes> {
+        match (self.label_maps, self.in_channels) {
+            (false, channels) => Planes::of_channels(channels),
+            (true, classes @ 2..=256) => Ok(Planes::Labels { classes }),
+            (true, n) => {
+                Err(Error::invalid(PLACE, format!("label maps with in_channels = {n}; expected 2 to 256 classes")))
+            }
+        }
     }
 
     /// A model with fresh weights.
@@ -123,6 +142,7 @@ impl VqganConfig {
             quantize: self.quantizer.init(device)?,
             post_quant_conv: Conv::new(self.embed_dim, self.z_channels, self.quant_kernel, device),
             decoder: autoencoder.decoder(device),
+            planes: self.planes()?,
             spec,
         })
     }
@@ -149,7 +169,7 @@ impl VqganConfig {
 
 const PLACE: &str = "tokenizer (vqgan)";
 
-/// The autoencoder with its quantizer. Images are in -1..1.
+/// The autoencoder with its quantizer. Images are in -1..1, or label maps.
 #[derive(Module, Debug)]
 pub struct Vqgan {
     /// Images to `z_channels`.
@@ -163,6 +183,8 @@ pub struct Vqgan {
     /// `z_channels` to images.
     pub decoder: ConvDecoder,
     #[module(skip)]
+    planes: Planes,
+    #[module(skip)]
     spec: TokenSpec,
 }
 
@@ -172,9 +194,28 @@ impl Vqgan {
         &self.spec
     }
 
-    /// Images `[b, in_channels, h, w]` to latents `[b, embed_dim, h / f, w / f]` before quantization.
+    /// What the images are.
+    pub fn planes(&self) -> Planes {
+        self.planes
+    }
+
+    /// Images `[b, c, h, w]` as the encoder sees them, `[b, in_channels, h, w]`: labels as one-hot vectors, pictures as they are.
+    pub fn seen(&self, images_bchw: Tensor<4>) -> Tensor<4> {
+        let Planes::Labels { classes } = self.planes else { return images_bchw };
+        let [b, _, h, w] = images_bchw.dims();
+        let numbers = Tensor::<1, Int>::arange(0..classes as i64, &images_bchw.device()).float();
+        let size = [b, classes, h, w];
+        images_bchw.expand(size).equal(numbers.reshape([1, classes, 1, 1]).expand(size)).float()
+    }
+
+    /// What [`Self::to_pixels`] made as images: the most likely labels `[b, 1, h, w]`, pictures as they are.
+    pub fn images(&self, pixels_bchw: Tensor<4>) -> Tensor<4> {
+        if self.planes.are_labels() { pixels_bchw.argmax(1).float() } else { pixels_bchw }
+    }
+
+    /// Images `[b, c, h, w]` to latents `[b, embed_dim, h / f, w / f]` before quantization.
     pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
-        self.quant_conv.forward(self.encoder.forward(images_bchw))
+        self.quant_conv.forward(self.encoder.forward(self.seen(images_bchw)))
     }
 
     /// Quantized latents `[b, embed_dim, h, w]` to what the decoder's last convolution sees, `[b, ch, h * f, w * f]`.
@@ -182,7 +223,7 @@ impl Vqgan {
         self.decoder.features(self.post_quant_conv.forward(latents_bchw))
     }
 
-    /// The decoder's last convolution: `[b, ch, h, w]` to images `[b, out_channels, h, w]`, not clamped.
+    /// The decoder's last convolution: `[b, ch, h, w]` to images `[b, out_channels, h, w]`, not clamped; scores (logits) of label maps.
     pub fn to_pixels(&self, features_bchw: Tensor<4>) -> Tensor<4> {
         self.decoder.conv_out.forward(features_bchw)
     }
@@ -193,7 +234,7 @@ impl Vqgan {
     }
 
     /// Codes `[b, length]` of images.
-    pub fn encode(&self, images_bchw: Tensor<4>) -> Tensor<2, burn::tensor::Int> {
+    pub fn encode(&self, images_bchw: Tensor<4>) -> Tensor<2, Int> {
         self.quantize.encode(self.latents(images_bchw))
     }
 }

@@ -172,7 +172,10 @@ impl GeneratorObjective {
         while generation.done() < generation.steps() {
             generation.next();
         }
-        grid(&pictures(self.tokenizer.decode(&generation.codes()))?, half, 2)
+        let planes = self.tokenizer.planes();
+        let images = pictures(self.tokenizer.decode(&generation.codes()), planes)?;
+        let images: Vec<_> = images.into_iter().map(|image| image.visible(planes)).collect();
+        grid(&images, half, 2)
     }
 }
 
@@ -341,7 +344,7 @@ impl Tokens {
             let row = shards.row(index)?;
             let place = || format!("{}: image `{}`", path.display(), row.key);
             conditions.push(match (condition, text) {
-                (ConditionConfig::None, _) => Condition::None,
+                (ConditionConfig::None | ConditionConfig::Coordinates { .. }, _) => Condition::None,
                 (ConditionConfig::Class { classes }, _) => match row.label {
                     Some(label) if (label as usize) < *classes => Condition::Class(label),
                     Some(label) => {

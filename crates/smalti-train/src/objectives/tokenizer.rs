@@ -6,12 +6,12 @@ use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use smalti_base::{Layout, Progress, Result, Rng};
+use smalti_base::{Layout, Planes, Progress, Result, Rng};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
-use smalti_data::image::grid;
+use smalti_data::image::{Image, grid};
 use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
-use smalti_eval::{Pair, psnr};
+use smalti_eval::{Confusion, Pair, psnr};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
 use smalti_models::losses::{Critic, TokenizerLoss};
@@ -29,6 +29,50 @@ fn level_sizes(layout: &Layout) -> Vec<usize> {
     match layout {
         Layout::Pyramid { levels } => levels.iter().map(|(h, w)| h * w).collect(),
         _ => Vec::new(),
+    }
+}
+
+/// How near reconstructions are to their images.
+enum FidelitySum {
+    /// Sum of PSNR and number of pictures.
+    Pictures(f64, usize),
+    /// Of label maps.
+    Labels(Confusion),
+}
+
+impl FidelitySum {
+    fn new(planes: Planes) -> Self {
+        match planes {
+            Planes::Labels { classes } => Self::Labels(Confusion::new(classes)),
+            Planes::Grey | Planes::Colour => Self::Pictures(0.0, 0),
+        }
+    }
+
+    fn add(&mut self, image: &Image, reconstruction: &Image) -> Result<()> {
+        match self {
+            Self::Pictures(sum, count) => {
+                let (left, right) = (image.to_signed(), reconstruction.to_signed());
+                *sum += psnr(Pair::new(&left, &right, [3, image.height, image.width])?, 2.0);
+                *count += 1;
+            }
+            Self::Labels(confusion) => confusion.add(image.labels(), reconstruction.labels()),
+        }
+        Ok(())
+    }
+
+    /// Named values, and the score, of which less is better.
+    fn values(&self) -> (Vec<(String, f64)>, f64) {
+        match self {
+            Self::Pictures(sum, count) => {
+                let mean = sum / (*count).max(1) as f64;
+                // It is infinite if nothing is lost, which a run's state cannot hold.
+                (vec![("psnr".into(), mean)], -mean.min(f64::MAX))
+            }
+            Self::Labels(confusion) => {
+                let (accuracy, union) = (confusion.accuracy(), confusion.mean_intersection_over_union());
+                (vec![("label_accuracy".into(), accuracy), ("label_mean_iou".into(), union)], -accuracy)
+            }
+        }
     }
 }
 
@@ -62,7 +106,7 @@ impl TokenizerObjective {
     /// Data or weights that cannot be read.
     pub fn open(recipe: &Recipe, task: &TokenizerTask, device: &Device) -> Result<Self> {
         Ok(Self {
-            loss: task.loss.init(&task.model.spec()?, device)?.with_channels(task.model.image_channels())?,
+            loss: task.loss.init(&task.model.spec()?, device)?.with_planes(task.model.planes()?)?,
             train: task.train.open(None)?.into(),
             validation: task.validation.open(None)?.into(),
             skipped: RefCell::default(),
@@ -107,11 +151,11 @@ impl TokenizerObjective {
 
     /// How images become batches of the model's kind.
     fn loading(&self, data: &DataConfig) -> Result<LoaderConfig> {
-        LoaderConfig::new(data, self.micro_batch)?.with_channels(self.task.model.image_channels())
+        LoaderConfig::new(data, self.micro_batch)?.with_planes(self.task.model.planes()?)
     }
 
     fn upload(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
-        let shape = [batch.keys.len(), batch.channels, batch.height, batch.width];
+        let shape = [batch.keys.len(), batch.planes.count(), batch.height, batch.width];
         Tensor::from_data(TensorData::new(batch.pixels.clone(), shape), device)
     }
 }
@@ -174,7 +218,8 @@ impl Objective for TokenizerObjective {
     fn evaluate(&self, model: &TokenizerTraining, _: &dyn Progress) -> Result<Evaluation> {
         let spec = self.task.model.spec()?;
         let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
-        let (mut images, mut total) = (0usize, 0.0);
+        let planes = self.task.model.planes()?;
+        let (mut images, mut fidelity) = (0usize, FidelitySum::new(planes));
         let mut usage = spec.vocabulary().map(Usage::new);
         let levels = level_sizes(&spec.layout);
         let mut by_level: Vec<Usage> =
@@ -187,11 +232,10 @@ impl Objective for TokenizerObjective {
             let original = self.upload(&batch, &self.device);
             let codes = model.model.encode(original.clone());
             let decoded = model.model.decode(&codes);
-            let originals = super::pictures(original)?;
-            let reconstructions = super::pictures(decoded)?;
+            let originals = super::pictures(original, planes)?;
+            let reconstructions = super::pictures(decoded, planes)?;
             for (left, right) in originals.iter().zip(&reconstructions) {
-                let (l, r) = (left.to_signed(), right.to_signed());
-                total += psnr(Pair::new(&l, &r, [3, left.height, left.width])?, 2.0);
+                fidelity.add(left, right)?;
             }
             if let Some((usage, codes)) = usage.as_mut().zip(codes.discrete()) {
                 let codes = indices(codes)?;
@@ -208,7 +252,7 @@ impl Objective for TokenizerObjective {
             for (left, right) in originals.into_iter().zip(reconstructions) {
                 // Pictures are spread over the data, which is often sorted by kind.
                 if images * pictures / count != (images + 1) * pictures / count {
-                    shown.extend([left, right]);
+                    shown.extend([left.visible(planes), right.visible(planes)]);
                 }
                 images += 1;
             }
@@ -216,8 +260,7 @@ impl Objective for TokenizerObjective {
                 break;
             }
         }
-        let mean = total / images.max(1) as f64;
-        let mut values = vec![("psnr".to_string(), mean)];
+        let (mut values, score) = fidelity.values();
         if let Some(usage) = usage {
             values.push(("codebook_usage".into(), usage.used_fraction()));
             values.push(("codebook_perplexity".into(), usage.perplexity()));
@@ -225,8 +268,7 @@ impl Objective for TokenizerObjective {
         // Codes of coarse levels are the first to collapse.
         let levels = by_level.iter().enumerate();
         values.extend(levels.map(|(level, usage)| (format!("codebook_perplexity_level_{level}"), usage.perplexity())));
-        // A score is infinite if nothing is lost, which a run's state cannot hold.
-        Ok(Evaluation { values, score: -mean.min(f64::MAX), picture: Some(grid(&shown, 8, 2)?) })
+        Ok(Evaluation { values, score, picture: Some(grid(&shown, 8, 2)?) })
     }
 
     fn export(&self, model: &TokenizerTraining, folder: &Path, facts: &serde_json::Value) -> Result<()> {

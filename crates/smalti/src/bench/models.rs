@@ -120,7 +120,11 @@ impl Subject {
         device: &Device,
     ) -> Result<[ModelRow; 2]> {
         let (height, width) = tokenizer.spec().image_size;
-        let images = Tensor::<4>::random([batch, 3, height, width], Distribution::Uniform(-1.0, 1.0), device);
+        let images = Tensor::<4>::random(
+            [batch, tokenizer.planes().count(), height, width],
+            Distribution::Uniform(-1.0, 1.0),
+            device,
+        );
         let codes = tokenizer.encode(images.clone());
         let encode = clock.median(&|| drop(tokenizer.encode(images.clone())))?;
         let decode = clock.median(&|| drop(tokenizer.decode(&codes)))?;
@@ -130,7 +134,7 @@ impl Subject {
     /// One batch after a step of another one, which warms up: a whole generation is long.
     fn time_generator(&self, generator: &GeneratorModel, batch: usize, sampling: &Sampling) -> Result<ModelRow> {
         let condition = match generator.config().condition() {
-            ConditionConfig::None => Condition::None,
+            ConditionConfig::None | ConditionConfig::Coordinates { .. } => Condition::None,
             ConditionConfig::Class { .. } => Condition::Class(0),
             ConditionConfig::Text { length, .. } => Condition::Text(vec![0; *length]),
             ConditionConfig::Codes { h, w, .. } => Condition::Codes(vec![0; h * w]),

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
-use smalti_base::{Error, Result};
+use smalti_base::{Error, Planes, Result};
 use smalti_models::checkpoint::Rules;
 use smalti_models::losses::{
     AdversarialConfig, AdversarialKind, Critic, CriticConfig, Perceptual, TokenizerLoss, TokenizerLossConfig,
@@ -86,6 +86,7 @@ pub(super) fn tokenizer(case: &Case, place: &str, legacy: bool, device: &Device)
         image_size: network.resolution,
         in_channels: network.in_channels,
         out_channels: network.out_ch,
+        label_maps: false,
         ch: network.ch,
         ch_mult: network.ch_mult,
         num_res_blocks: network.num_res_blocks,
@@ -170,7 +171,7 @@ fn loss(case: &Case, model: &TokenizerModel) -> Result<TokenizerLoss> {
         ..Default::default()
     };
     let loss = config.init(model.spec(), case.device())?.with_perceptual(Some(perceptual(case)?));
-    loss.with_channels(case.setting("ddconfig.in_channels")?)
+    loss.with_planes(Planes::of_channels(case.setting("ddconfig.in_channels")?)?)
 }
 
 /// Losses before and after the critic's start, and gradients.

@@ -123,6 +123,7 @@ impl Autoencoder {
             image_size,
             in_channels: 3,
             out_channels: 3,
+            label_maps: false,
             ch: self.ch,
             num_res_blocks: 2,
             attn_resolutions: vec![image_size >> (ch_mult.len() - 1)],
