@@ -1,6 +1,7 @@
 //! GELU and the affine map after it, the second half of a transformer's MLP, as one operation.
 
-use crate::cpu::{gelu, linear as cpu};
+use crate::cpu::activation::{Curve, backward, forward};
+use crate::cpu::linear as cpu;
 use crate::flex::{Values, dims, serves, tensor, tensor_like};
 use crate::linear::{Linear, fits};
 use burn::backend::autodiff::{
@@ -74,7 +75,7 @@ impl<C: CheckpointStrategy> GeluLinear for Autodiff<Flex, C> {
 }
 
 fn activated(x: &FloatTensor<Flex>, tanh: bool) -> FloatTensor<Flex> {
-    tensor_like(gelu::forward(&Values::of(x.clone()), tanh), x)
+    tensor_like(forward(&Values::of(x.clone()), Curve::gelu(tanh)), x)
 }
 
 /// The forward pass, with a backward step for the `N` inputs that there are.
@@ -114,11 +115,12 @@ impl<const N: usize> Backward<Flex, N> for GeluLinearStep {
             let Some(node) = node else { continue };
             let gradient = match input {
                 0 => {
-                    let slope = cpu::backward_data(&dy, &Values::of(weight.clone()), sizes);
-                    tensor_like(gelu::backward(&Values::of(x.clone()), &slope, tanh), &x)
+                    let mut gradient = cpu::backward_data(&dy, &Values::of(weight.clone()), sizes);
+                    backward(&Values::of(x.clone()), &mut gradient, Curve::gelu(tanh));
+                    tensor_like(gradient, &x)
                 }
                 1 => {
-                    let activated = gelu::forward(&Values::of(x.clone()), tanh);
+                    let activated = forward(&Values::of(x.clone()), Curve::gelu(tanh));
                     tensor(cpu::backward_weight(&activated, &dy, sizes), sizes)
                 }
                 _ => tensor(cpu::backward_bias(&dy, sizes[1]), [sizes[1]]),

@@ -4,6 +4,7 @@
 //! a portable body made of tensor operations, which serves every backend and data type, and where it pays a body of its
 //! own for the CPU backend (Flex, `f32`) with a hand-written backward pass.
 
+mod activation;
 mod adamw;
 mod allocator;
 mod attention;
@@ -12,7 +13,6 @@ mod conv2d;
 mod cpu;
 mod cross_entropy;
 mod flex;
-mod gelu;
 mod gelu_linear;
 mod group_norm;
 mod layer_norm;
@@ -24,13 +24,13 @@ mod pool;
 mod squares;
 mod unit_length;
 
+pub use activation::{gelu, silu};
 pub use adamw::{AdamW, AdamWState};
 pub use allocator::Keeping;
 pub use attention::attention;
 pub use cached_attention::cached_attention;
 pub use conv2d::{Conv2dOptions, Convolution, conv2d, set_convolution};
 pub use cross_entropy::softmax_cross_entropy;
-pub use gelu::gelu;
 pub use gelu_linear::gelu_linear;
 pub use group_norm::group_norm;
 pub use layer_norm::{layer_norm, modulated_layer_norm};
@@ -56,11 +56,11 @@ pub fn instructions() -> &'static str {
 /// The same operations as compositions of tensor operations: the reference of the tests and the base line of the
 /// benchmarks.
 pub mod portable {
+    pub use crate::activation::{portable_gelu as gelu, portable_silu as silu};
     pub use crate::attention::portable as attention;
     pub use crate::cached_attention::portable as cached_attention;
     pub use crate::conv2d::portable as conv2d;
     pub use crate::cross_entropy::portable as softmax_cross_entropy;
-    pub use crate::gelu::portable as gelu;
     pub use crate::group_norm::portable as group_norm;
     pub use crate::layer_norm::{portable as layer_norm, portable_modulated as modulated_layer_norm};
     pub use crate::linear::portable as linear;

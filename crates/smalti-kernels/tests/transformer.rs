@@ -6,7 +6,7 @@ mod inputs;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use inputs::{assert_close, normal, stream};
 use smalti_base::rng::Stream;
-use smalti_kernels::{AdamW, AdamWState, attention, gelu, linear, portable};
+use smalti_kernels::{AdamW, AdamWState, attention, gelu, linear, portable, silu};
 
 /// Contiguous, transposed in memory, or cut out of something larger.
 fn odd(s: &mut Stream, [b, t, d]: [usize; 3], case: usize, device: &Device) -> Tensor<3> {
@@ -48,23 +48,29 @@ fn linear_equals_the_portable_body() {
 }
 
 #[test]
-fn gelu_equals_the_portable_body() {
+fn activations_equal_the_portable_bodies() {
     let device = Device::flex().autodiff();
     let mut s = stream(12);
     for case in 0..20 {
         let shape = [1 + s.below(3), 1 + s.below(300), 1 + s.below(100)];
         let x = odd(&mut s, shape, case, &device) * 2.5;
         let up = normal(&mut s, shape, &device);
-        for tanh in [false, true] {
-            let run = |f: fn(Tensor<3>, bool) -> Tensor<3>| {
+        type Activation = fn(Tensor<3>) -> Tensor<3>;
+        let pairs: [(&str, Activation, Activation); 3] = [
+            ("gelu", |x| gelu(x, false), |x| portable::gelu(x, false)),
+            ("gelu with tanh", |x| gelu(x, true), |x| portable::gelu(x, true)),
+            ("silu", silu, portable::silu),
+        ];
+        for (name, own, portable) in pairs {
+            let run = |f: Activation| {
                 let x = x.clone().require_grad();
-                let y = f(x.clone(), tanh);
+                let y = f(x.clone());
                 let grads = (y.clone() * up.clone()).sum().backward();
                 (y, x.grad(&grads).unwrap())
             };
-            let (found, expected) = (run(gelu), run(portable::gelu));
-            assert_close(found.0, expected.0, 3e-6, &format!("y of {shape:?}, tanh {tanh}"));
-            assert_close(found.1, expected.1, 3e-6, &format!("dx of {shape:?}, tanh {tanh}"));
+            let (found, expected) = (run(own), run(portable));
+            assert_close(found.0, expected.0, 3e-6, &format!("y of {shape:?}, {name}"));
+            assert_close(found.1, expected.1, 3e-6, &format!("dx of {shape:?}, {name}"));
         }
     }
 }

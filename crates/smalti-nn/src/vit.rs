@@ -3,7 +3,7 @@
 use crate::dense::{Dense, TokenNorm};
 use crate::init::Init;
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result};
 
@@ -126,7 +126,7 @@ impl VitBlock {
         let h = self.expand.forward(self.norm_feed_forward.forward(x.clone()));
         let h = match self.feed_forward {
             FeedForward::Tanh => h.tanh(),
-            FeedForward::Gelu => activation::gelu(h),
+            FeedForward::Gelu => smalti_kernels::gelu(h, false),
         };
         self.contract.forward(h) + x
     }

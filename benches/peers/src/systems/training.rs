@@ -68,9 +68,9 @@ impl<M: Module> Trained<M> {
 }
 
 /// What a generator's training step is of its own.
-pub trait Lesson {
+pub trait Lesson: Sync {
     /// The generator.
-    type Model: Module;
+    type Model: Module + Sync;
 
     /// The loss of the row's batch.
     fn loss(&self, model: &Self::Model) -> Result<Tensor<1>>;
@@ -92,10 +92,12 @@ impl<L: Lesson> Step<L> {
     }
 
     fn step(&mut self) -> Result<Tensor<1>> {
-        let model = self.trained.model();
-        let loss = self.lesson.loss(model)?;
-        let value = loss.clone().inner();
-        let gradients = GradientsParams::from_grads(loss.backward(), model);
+        let (model, lesson) = (self.trained.model(), &self.lesson);
+        let (value, gradients) = smalti_kernels::on_pool(&Device::flex(), || {
+            let loss = lesson.loss(model)?;
+            let value = loss.clone().inner();
+            Ok::<_, Error>((value, GradientsParams::from_grads(loss.backward(), model)))
+        })?;
         self.trained.apply(gradients)?;
         Ok(value)
     }

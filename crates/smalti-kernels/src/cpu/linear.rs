@@ -33,10 +33,11 @@ pub(crate) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, [inputs, 
 pub(crate) fn backward_data(dy: &[f32], weight: &[f32], [inputs, outputs]: [usize; 2]) -> Vec<f32> {
     let rows = dy.len() / outputs;
     if rows >= ROWS {
-        let panels = Panels::transposed(weight, [outputs, inputs]);
-        let fill = |dx: &mut [f32]| multiply(dy, rows, vec![Product { panels: &panels, bias: None, y: dx }]);
-        // SAFETY: the product writes every value.
-        return unsafe { written(rows * inputs, fill) };
+        return Panels::with_transposed(weight, [outputs, inputs], |panels| {
+            let fill = |dx: &mut [f32]| multiply(dy, rows, vec![Product { panels, bias: None, y: dx }]);
+            // SAFETY: the product writes every value.
+            unsafe { written(rows * inputs, fill) }
+        });
     }
     let lhs = Matrix { values: dy, strides: [outputs, 1] };
     let rhs = Matrix { values: weight, strides: [1, outputs] };

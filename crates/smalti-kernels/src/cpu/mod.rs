@@ -1,12 +1,12 @@
 //! Bodies for the CPU, over plain `f32` slices in row-major order.
 
+pub(crate) mod activation;
 pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod cached_attention;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
-pub(crate) mod gelu;
 pub(crate) mod gemm;
 pub(crate) mod group_norm;
 pub(crate) mod layer_norm;

@@ -4,9 +4,10 @@
 use super::diffusion::{Diffusion, NoiseSchedule, Respacing, RowLosses};
 use crate::sampling::{Sampling, VectorDraws, guide, to_host};
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData, activation::silu};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, rng::Stream};
+use smalti_kernels::silu;
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
 use smalti_nn::init::Init;
 use smalti_nn::vit::xavier;

@@ -15,10 +15,10 @@ use crate::quantizers::{MultiScale, MultiScaleConfig, Quantizer, VqConfig};
 use crate::sampling::{Draws, Sampling, Seeded, filter, guide, softmax, to_host};
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
-use smalti_kernels::modulated_layer_norm;
+use smalti_kernels::{modulated_layer_norm, silu};
 use smalti_nn::attention::{SelfAttention, Visible};
 use smalti_nn::cache::KeyValueCache;
 use smalti_nn::dense::{Dense, Pack, TokenEmbedding};
@@ -342,7 +342,7 @@ impl Var {
     /// `condition_ids [b, 1]`.
     pub fn modulations(&self, condition_ids: Tensor<2, Int>) -> Modulations {
         let vector = self.classes.forward(condition_ids);
-        let active = activation::silu(vector.clone());
+        let active = silu(vector.clone());
         let shared = self.shared.as_ref().map(|shared| shared.forward(active.clone()));
         Modulations {
             blocks: self.blocks.iter().map(|block| block.parts(active.clone(), shared.as_ref())).collect(),

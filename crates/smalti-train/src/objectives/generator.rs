@@ -209,12 +209,14 @@ impl Objective for GeneratorObjective {
         let device = self.device.clone().autodiff();
         let mut stream = Rng::new(self.seed).stream(STEP_STREAM + micro, step);
         let codes = batch.tokens.upload(self.task.model.tokens(), &device);
-        let loss = model.loss(codes, &batch.conditions, &mut stream)?;
-        let mut terms = vec![("loss", loss.loss.clone().inner())];
-        let bits = loss.nats_per_token.map(|nats| nats.inner() / std::f64::consts::LN_2);
-        terms.extend(bits.map(|bits| ("bits_per_token", bits)));
-        let gradients = GradientsParams::from_grads(loss.loss.backward(), model);
-        Ok(StepOutput { gradients, terms, stats: None, codes: None })
+        smalti_kernels::on_pool(&self.device, || {
+            let loss = model.loss(codes, &batch.conditions, &mut stream)?;
+            let mut terms = vec![("loss", loss.loss.clone().inner())];
+            let bits = loss.nats_per_token.map(|nats| nats.inner() / std::f64::consts::LN_2);
+            terms.extend(bits.map(|bits| ("bits_per_token", bits)));
+            let gradients = GradientsParams::from_grads(loss.loss.backward(), model);
+            Ok(StepOutput { gradients, terms, stats: None, codes: None })
+        })
     }
 
     fn evaluate(&self, model: &GeneratorModel, _: &dyn Progress) -> Result<Evaluation> {

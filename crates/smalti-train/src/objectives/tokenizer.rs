@@ -191,7 +191,9 @@ impl Objective for TokenizerObjective {
 
     fn step(&self, model: &TokenizerTraining, batch: ImageBatch, step: u64, _: u64) -> Result<StepOutput> {
         let images = self.upload(&batch, &self.device.clone().autodiff());
-        let out = self.loss.step(&model.model, model.critic.as_ref(), images, step);
+        let loss = &self.loss;
+        let out =
+            smalti_kernels::on_pool(&self.device, || loss.step(&model.model, model.critic.as_ref(), images, step));
         let mut gradients = out.gradients;
         if let (Some(critic), Some(mut found)) = (&model.critic, out.critic_gradients) {
             accumulate(critic, &mut gradients, &mut found, 1.0);

@@ -6,9 +6,11 @@
 pub(crate) mod panel;
 
 use super::buffer::Shared;
+use super::transpose::transpose;
 use panel::{ROWS, WIDTH, Weight};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Bytes of the panels of a task: they stay in the second-level cache while it goes over its rows.
 const TASK: usize = 1 << 18;
@@ -16,6 +18,11 @@ const TASK: usize = 1 << 18;
 const BLOCK: usize = 64;
 /// Multiplications that are not worth sharing.
 const SMALL: usize = 1 << 17;
+
+/// Lines of a transposed matrix that are kept for the next one: 32 MiB.
+const KEPT: usize = 1 << 19;
+
+static SPARE: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 
 /// How the weights of a matrix are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,20 +71,32 @@ impl Panels {
         panels
     }
 
-    /// Packs the transpose of `values [outputs, inputs]` in `f32`.
-    pub(crate) fn transposed(values: &[f32], [inputs, outputs]: [usize; 2]) -> Self {
+    /// Calls `work` with the packed transpose of `values [outputs, inputs]`, in `f32`. Its memory is kept for the next call, if it is
+    /// not much: fresh memory would cost as much time as packing.
+    pub(crate) fn with_transposed<R>(
+        values: &[f32],
+        [inputs, outputs]: [usize; 2],
+        work: impl FnOnce(&Self) -> R,
+    ) -> R {
         assert_eq!(values.len(), inputs * outputs, "values of a matrix [{outputs}, {inputs}]");
-        let lines = vec![Line([0; 64]); outputs.div_ceil(WIDTH) * WIDTH * inputs / 16];
+        let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = std::mem::take(&mut *spare());
+        let count = outputs.div_ceil(WIDTH) * WIDTH * inputs / 16;
+        if lines.len() < count {
+            lines = vec![Line([0; 64]); count];
+        }
         let mut panels = Self { lines, scales: Vec::new(), kind: Kind::F32, inputs, outputs };
         panels.weights_mut::<f32>().par_chunks_exact_mut((inputs * WIDTH).max(1)).enumerate().for_each(
             |(panel, weights)| {
-                let rows = values[panel * WIDTH * inputs..].chunks_exact(inputs).take(WIDTH);
-                for (lane, row) in rows.enumerate() {
-                    weights[lane..].iter_mut().step_by(WIDTH).zip(row).for_each(|(weight, value)| *weight = *value);
-                }
+                let rows = &values[panel * WIDTH * inputs..];
+                transpose_panel(&rows[..rows.len().min(WIDTH * inputs)], weights, inputs);
             },
         );
-        panels
+        let result = work(&panels);
+        if panels.lines.len() <= KEPT {
+            *spare() = panels.lines;
+        }
+        result
     }
 
     fn fill<W: Weight>(&mut self, values: &[f32], keep: impl Fn(usize, f32) -> W + Sync) {
@@ -150,6 +169,26 @@ impl Panels {
         assert!(len * size_of::<W>() <= size_of_val(self.lines.as_slice()), "weights of another kind");
         // SAFETY: as above, and the lines are borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+    }
+}
+
+/// Rows of `inputs` values, at most [`WIDTH`] of them, to the columns of `weights [inputs, WIDTH]`. What other columns hold stays.
+fn transpose_panel(rows: &[f32], weights: &mut [f32], inputs: usize) {
+    let whole = inputs - inputs % 16;
+    let mut block = [0.0; 256];
+    for (lane, rows) in rows.chunks(16 * inputs).enumerate().map(|(i, rows)| (16 * i, rows)) {
+        let is_full = rows.len() == 16 * inputs;
+        let done = if is_full { whole } else { 0 };
+        for first in (0..done).step_by(16) {
+            for (line, row) in block.as_chunks_mut::<16>().0.iter_mut().zip(rows.chunks_exact(inputs)) {
+                line.copy_from_slice(&row[first..first + 16]);
+            }
+            transpose(&block, Shared::new(&mut *weights), first * WIDTH + lane, WIDTH, 16);
+        }
+        for (i, row) in rows.chunks_exact(inputs.max(1)).enumerate() {
+            let weights = weights[done * WIDTH..].iter_mut().skip(lane + i).step_by(WIDTH);
+            weights.zip(&row[done..]).for_each(|(weight, value)| *weight = *value);
+        }
     }
 }
 

@@ -1,31 +1,49 @@
-//! GELU (arXiv 1606.08415), exact or with the hyperbolic tangent, and its derivative.
+//! GELU (arXiv 1606.08415), exact or with the hyperbolic tangent, and SiLU (arXiv 1702.03118), with their derivatives.
 
 use super::buffer::written;
-use super::simd::{exp, simd};
+use super::simd::{exp, sigmoid, simd};
 use rayon::prelude::*;
 
 /// Values of a task.
 const TASK: usize = 1 << 14;
 
-/// `x Phi(x)` of each value.
-pub(crate) fn forward(x: &[f32], tanh: bool) -> Vec<f32> {
-    let fill = |y: &mut [f32]| {
-        y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| if tanh { bent(x, y) } else { exact(x, y) });
+/// A function of one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Curve {
+    /// `x Phi(x)`, `Phi` the normal distribution function.
+    Gelu,
+    /// Its approximation with the hyperbolic tangent.
+    GeluTanh,
+    /// `x / (1 + e^-x)`.
+    Silu,
+}
+
+impl Curve {
+    pub(crate) fn gelu(tanh: bool) -> Self {
+        if tanh { Self::GeluTanh } else { Self::Gelu }
+    }
+}
+
+/// The curve at each value.
+pub(crate) fn forward(x: &[f32], curve: Curve) -> Vec<f32> {
+    let part = match curve {
+        Curve::Gelu => exact,
+        Curve::GeluTanh => bent,
+        Curve::Silu => swish,
     };
-    // SAFETY: the chunks cover all values, and both functions write all of theirs.
+    let fill = |y: &mut [f32]| y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| part(x, y));
+    // SAFETY: the chunks cover all values, and the functions write all of theirs.
     unsafe { written(x.len(), fill) }
 }
 
-/// The gradient of `x` for the gradient `dy` of the result.
-pub(crate) fn backward(x: &[f32], dy: &[f32], tanh: bool) -> Vec<f32> {
-    let fill = |dx: &mut [f32]| {
-        let inputs = x.par_chunks(TASK).zip(dy.par_chunks(TASK));
-        dx.par_chunks_mut(TASK)
-            .zip(inputs)
-            .for_each(|(dx, (x, dy))| if tanh { bent_slope(x, dy, dx) } else { exact_slope(x, dy, dx) });
+/// Turns the gradient of the result into that of `x`, in its place.
+pub(crate) fn backward(x: &[f32], gradient: &mut [f32], curve: Curve) {
+    let part = match curve {
+        Curve::Gelu => exact_slope,
+        Curve::GeluTanh => bent_slope,
+        Curve::Silu => swish_slope,
     };
-    // SAFETY: as in `forward`.
-    unsafe { written(x.len(), fill) }
+    gradient.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(gradient, x)| part(x, gradient));
 }
 
 simd! {
@@ -37,10 +55,10 @@ simd! {
 }
 
 simd! {
-    fn exact_slope(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+    fn exact_slope(x: &[f32], gradient: &mut [f32]) {
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
             let density = exp(-0.5 * x * x) * 0.398_942_3;
-            *dx = dy * (normal_cdf(x) + x * density);
+            *gradient *= normal_cdf(x) + x * density;
         }
     }
 }
@@ -54,10 +72,27 @@ simd! {
 }
 
 simd! {
-    fn bent_slope(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+    fn bent_slope(x: &[f32], gradient: &mut [f32]) {
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
             let [cdf, slope] = bent_cdf(x);
-            *dx = dy * (cdf + x * slope);
+            *gradient *= cdf + x * slope;
+        }
+    }
+}
+
+simd! {
+    fn swish(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x * sigmoid(x);
+        }
+    }
+}
+
+simd! {
+    fn swish_slope(x: &[f32], gradient: &mut [f32]) {
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
+            let s = sigmoid(x);
+            *gradient *= s * (1.0 + x * (1.0 - s));
         }
     }
 }
