@@ -1,5 +1,6 @@
 //! What the operations share at the border to the CPU backend.
 
+use crate::cpu::gated;
 use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
@@ -35,6 +36,49 @@ impl Deref for Values {
     fn deref(&self) -> &[f32] {
         &self.tensor.storage::<f32>()[self.range.clone()]
     }
+}
+
+/// The values of an `f32` tensor by rows of its last axis, which are evenly spaced: its memory, as of a piece of each row of a larger
+/// tensor, or a copy where they are not.
+pub(crate) struct Rows {
+    tensor: FloatTensor<Flex>,
+    stride: usize,
+}
+
+impl Rows {
+    pub(crate) fn of(tensor: FloatTensor<Flex>) -> Self {
+        match spacing(tensor.layout().shape(), tensor.layout().strides()) {
+            Some(stride) => Self { tensor, stride },
+            None => {
+                let width = tensor.layout().shape().last().copied().unwrap_or(1);
+                Self { tensor: tensor.to_contiguous(), stride: width }
+            }
+        }
+    }
+
+    pub(crate) fn view(&self) -> gated::Rows<'_> {
+        let values = &self.tensor.storage::<f32>()[self.tensor.layout().start_offset()..];
+        gated::Rows { values, stride: self.stride }
+    }
+}
+
+/// The distance of neighbouring rows of the last axis, if it is the same for all and their values lie side by side.
+fn spacing(shape: &[usize], strides: &[isize]) -> Option<usize> {
+    let (width, shape) = shape.split_last()?;
+    let (step, strides) = strides.split_last()?;
+    if *width > 1 && *step != 1 {
+        return None;
+    }
+    let (mut between, mut next) = (None, None);
+    for (&size, &stride) in shape.iter().zip(strides).rev().filter(|(size, _)| **size > 1) {
+        let stride = usize::try_from(stride).ok()?;
+        if next.is_some_and(|next| next != stride) {
+            return None;
+        }
+        between = between.or(Some(stride));
+        next = Some(stride * size);
+    }
+    Some(between.unwrap_or(*width))
 }
 
 /// A tensor whose values were changed, in row-major order: in its own memory if nobody else holds it, else in a copy.

@@ -5,7 +5,10 @@ mod inputs;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use inputs::{assert_close, normal, stream};
-use smalti_kernels::{layer_norm, modulated_layer_norm, nearest_code, portable, softmax_cross_entropy, unit_length};
+use smalti_kernels::{
+    gated_residual, layer_norm, modulate, modulated_layer_norm, nearest_code, portable, softmax_cross_entropy,
+    unit_length,
+};
 
 #[test]
 fn layer_norm_equals_the_portable_body() {
@@ -98,6 +101,43 @@ fn zero_has_no_direction() {
     let grads = y.clone().sum().backward();
     assert!(y.into_data().iter::<f32>().all(|y| y == 0.0));
     assert!(x.grad(&grads).unwrap().into_data().iter::<f32>().all(f32::is_finite));
+}
+
+#[test]
+fn gated_sums_equal_the_portable_bodies() {
+    let device = Device::flex().autodiff();
+    let mut s = stream(5);
+    type Sum = fn(Tensor<3>, Tensor<3>, Tensor<3>) -> Tensor<3>;
+    let modulated: [Sum; 2] =
+        [|shift, x, scale| modulate(x, scale, shift), |shift, x, scale| portable::modulate(x, scale, shift)];
+    for case in 0..48 {
+        // Some have sums over several tasks.
+        let [b, t, d] = [1 + s.below(4), 1 + s.below(if case % 8 == 0 { 2000 } else { 30 }), 8 + s.below(100)];
+        let gains = [[b, 1, d], [b, t, d], [1, 1, d], [1, t, d]][case % 4];
+        let y = normal(&mut s, [b, t, d], &device);
+        // Base and gain are pieces of each row of a larger tensor, or lie in another order.
+        let parts = normal(&mut s, [gains[0], gains[1], 3 * d], &device).require_grad();
+        let turned = normal(&mut s, [t, b, 2 * d], &device).require_grad();
+        let up = normal(&mut s, [b, t, d], &device);
+        let run = |f: Sum| {
+            let y = y.clone().require_grad();
+            let base = match case % 3 {
+                0 => turned.clone().swap_dims(0, 1).narrow(2, d, d),
+                _ => turned.clone().narrow(2, 0, d).reshape([b, t, d]),
+            };
+            let sum = f(base, y.clone(), parts.clone().narrow(2, d, d));
+            let grads = (sum.clone() * up.clone()).sum().backward();
+            let gain = parts.grad(&grads).unwrap() / (t as f32).sqrt();
+            [sum, y.grad(&grads).unwrap(), turned.grad(&grads).unwrap(), gain]
+        };
+        for (own, portable) in [(gated_residual as Sum, portable::gated_residual as Sum), modulated.into()] {
+            for ((found, expected), name) in
+                run(own).into_iter().zip(run(portable)).zip(["sum", "dy", "dbase", "dgain"])
+            {
+                assert_close(found, expected, 1e-5, &format!("{name} of {:?} by {gains:?}", [b, t, d]));
+            }
+        }
+    }
 }
 
 #[test]

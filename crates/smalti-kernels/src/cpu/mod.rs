@@ -7,6 +7,7 @@ pub(crate) mod buffer;
 pub(crate) mod cached_attention;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
+pub(crate) mod gated;
 pub(crate) mod gemm;
 pub(crate) mod group_norm;
 pub(crate) mod layer_norm;

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, rng::Stream};
-use smalti_kernels::silu;
+use smalti_kernels::{gated_residual, modulate, silu};
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
 use smalti_nn::init::Init;
 use smalti_nn::vit::xavier;
@@ -154,8 +154,8 @@ impl DenoiserBlock {
     /// `parts` is what `modulation` makes of timestep and condition.
     fn forward(&self, x_1nw: Tensor<3>, parts: Tensor<3>) -> Tensor<3> {
         let [shift, scale, gate] = chunks(parts);
-        let h = self.norm.forward(x_1nw.clone()) * (scale + 1.0) + shift;
-        x_1nw + gate * self.contract.forward(silu(self.expand.forward(h)))
+        let h = modulate(self.norm.forward(x_1nw.clone()), scale, shift);
+        gated_residual(x_1nw, self.contract.forward(silu(self.expand.forward(h))), gate)
     }
 }
 

@@ -18,7 +18,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
-use smalti_kernels::{modulated_layer_norm, silu};
+use smalti_kernels::{gated_residual, modulated_layer_norm, silu};
 use smalti_nn::attention::{SelfAttention, Visible};
 use smalti_nn::cache::KeyValueCache;
 use smalti_nn::dense::{Dense, Pack, TokenEmbedding};
@@ -303,9 +303,9 @@ impl VarBlock {
     ) -> Tensor<3> {
         let [gain_1, gain_2, scale_1, scale_2, shift_1, shift_2] = parts.clone();
         let mixed = mix(modulated_layer_norm(x_bnd.clone(), scale_1, shift_1, self.epsilon));
-        let x = x_bnd + mixed * self.kept(gain_1);
+        let x = gated_residual(x_bnd, mixed, self.kept(gain_1));
         let changed = self.mlp.forward(modulated_layer_norm(x.clone(), scale_2, shift_2, self.epsilon));
-        x + changed * self.kept(gain_2)
+        gated_residual(x, changed, self.kept(gain_2))
     }
 
     /// The gain of a branch, 0 for images that leave it out.
