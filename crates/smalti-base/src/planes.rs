@@ -14,8 +14,11 @@ pub enum Planes {
     Colour,
     /// A label map: one plane of whole numbers, for each pixel its class.
     Labels {
-        /// Number of classes, at most 256; labels are below it.
+        /// Number of classes, at most 256.
         classes: usize,
+        /// What is added to a label of a file to make the class, 255 going on to 0: with 1 the pixels without a label, which have
+        /// 255 in many data sets, are class 0.
+        shift: u8,
     },
 }
 

@@ -14,13 +14,13 @@ use tempfile::{TempDir, tempdir};
 
 const CLASSES: usize = 3;
 
-/// A label map: ground below, and on it a block of another class, whose place depends on `i`.
+/// A label map: pixels without a label (255), label 0 below, and a block of label 1, whose place depends on `i`.
 fn map(path: &Path, i: usize) {
     let label = |x: usize, y: usize| match (y >= 10, (2 * (i % 6)..2 * (i % 6) + 5).contains(&x) && y >= 4) {
         (_, true) => 2,
         (below, false) => u8::from(below),
     };
-    let pixels = (0..SIDE * SIDE).flat_map(|at| [label(at % SIDE, at / SIDE); 3]).collect();
+    let pixels = (0..SIDE * SIDE).flat_map(|at| [label(at % SIDE, at / SIDE).wrapping_sub(1); 3]).collect();
     let map = Image { grey: true, ..Image::new(SIDE, SIDE, pixels).unwrap() };
     save_png(path, &map, None).unwrap();
 }
@@ -63,9 +63,12 @@ impl Place {
 
     fn labels(&self, loss: Value, resize: Value) -> Value {
         let mut model = tokenizer();
-        for (key, value) in
-            [("in_channels", json!(CLASSES)), ("out_channels", json!(CLASSES)), ("label_maps", json!(true))]
-        {
+        for (key, value) in [
+            ("in_channels", json!(CLASSES)),
+            ("out_channels", json!(CLASSES)),
+            ("label_maps", json!(true)),
+            ("label_shift", json!(1)),
+        ] {
             model[key] = value;
         }
         model["quantizer"] = json!({ "kind": "vq", "codes": 16, "channels": 2, "kmeans_init": 2 });
@@ -94,7 +97,7 @@ fn from_label_maps_to_pictures_of_them() {
     assert_eq!(pairs["mean"]["label_accuracy"], found["tokenizer"]["label_accuracy"]);
     let sheet = smalti::data::image::open(Path::new(&place.path("pairs/0.png")), [0; 3], &Default::default()).unwrap();
     let colours: std::collections::BTreeSet<_> = sheet.pixels.chunks(3).collect();
-    assert!(colours.contains(&[128u8, 0, 0][..]) && colours.contains(&[0u8, 128, 0][..]), "{colours:?}");
+    assert!(colours.contains(&[0u8, 0, 0][..]) && colours.contains(&[128u8, 0, 0][..]), "{colours:?}");
 
     // Official names and back.
     let (official, again) = (place.path("official.safetensors"), place.path("again"));
@@ -112,7 +115,10 @@ fn from_label_maps_to_pictures_of_them() {
     save_png(&Path::new(&odd).join("1.png"), &outside, None).unwrap();
     let found = json_of(&["evaluate", &run, "--data", &odd]);
     assert_eq!(found["images"], json!(1));
-    assert!(found["skipped"][0]["error"].as_str().unwrap().contains("label 9 is not in 0..3"), "{found}");
+    assert!(
+        found["skipped"][0]["error"].as_str().unwrap().contains("label 9, shifted by 1, is not in 0..3"),
+        "{found}"
+    );
     let refused = error_of(&["evaluate", &run, "--data", &pictures], 1);
     assert!(refused.contains("none of its 12 images can be used"), "{refused}");
 
@@ -151,8 +157,15 @@ fn what_spoils_labels_is_refused() {
     let bicubic = json!({ "kind": "resize", "size": SIDE });
     assert!(refused(json!({ "binary_cross_entropy": 1.0 }), bicubic).contains("mix the labels"));
     let mut pictures = place.labels(json!({ "binary_cross_entropy": 1.0 }), nearest());
-    pictures["model"] = tokenizer();
-    let recipe = place.recipe("pictures.toml", 2, &pictures);
-    let message = error_of(&["train", &recipe, "--out", &place.path("none")], 1);
-    assert!(message.contains("binary_cross_entropy is for label maps"), "{message}");
+    for (model, expected) in [
+        (tokenizer(), "binary_cross_entropy is for label maps"),
+        (json!({ "label_shift": 1 }), "label_shift is for label maps"),
+    ] {
+        let mut changed = tokenizer();
+        changed.as_object_mut().unwrap().extend(model.as_object().unwrap().clone());
+        pictures["model"] = changed;
+        let recipe = place.recipe("pictures.toml", 2, &pictures);
+        let message = error_of(&["train", &recipe, "--out", &place.path("none")], 1);
+        assert!(message.contains(expected), "{message}");
+    }
 }

@@ -110,11 +110,6 @@ pub enum Transform {
         #[serde(default = "half")]
         p: f32,
     },
-    /// Labels of a label map moved up, 255 going on to 0: with `by = 1` the 255 that marks pixels without a label becomes 0.
-    ShiftLabels {
-        /// By how much.
-        by: u8,
-    },
     /// Levels 0..255 to planes in -1..1; of a label map the labels as they are. Always the last one.
     ToSigned {},
 }
@@ -151,7 +146,7 @@ impl Transform {
             | Self::RandomCrop { size }
             | Self::RandomResizedCrop { size, .. } => Some(size.height_width()),
             Self::ResizeShort { size, .. } => Some((*size, *size)),
-            Self::Flip { .. } | Self::ShiftLabels { .. } | Self::ToSigned {} => None,
+            Self::Flip { .. } | Self::ToSigned {} => None,
         };
         if let Some((height, width)) = size
             && (height.min(width) == 0 || height.max(width) > LARGEST)
@@ -178,7 +173,7 @@ impl Transform {
             | Self::RandomCrop { size }
             | Self::RandomResizedCrop { size, .. } => Some(size.height_width()),
             Self::ResizeShort { size, .. } => before.map(|(height, width)| shorter_to(*size, (height, width))),
-            Self::Flip { .. } | Self::ShiftLabels { .. } | Self::ToSigned {} => before,
+            Self::Flip { .. } | Self::ToSigned {} => before,
         }
     }
 
@@ -203,10 +198,6 @@ impl Transform {
             }
             // The draw happens for every image, so that a change of `p` moves nothing else.
             Self::Flip { p } => Ok(if stream.uniform() < *p { image.flipped() } else { image }),
-            Self::ShiftLabels { by } => {
-                let pixels = image.pixels.iter().map(|label| label.wrapping_add(*by)).collect();
-                Ok(Image { pixels, ..image })
-            }
             Self::ToSigned {} => Ok(image),
         }
     }
@@ -238,7 +229,7 @@ impl Pipeline {
         Ok(Self { transforms, size })
     }
 
-    /// That images of this kind can take this way: what mixes pixels spoils labels, and only labels can be shifted.
+    /// That images of this kind can take this way: what mixes pixels spoils labels.
     ///
     /// # Errors
     /// [`Error::Invalid`] if not.
@@ -256,9 +247,6 @@ impl Pipeline {
                     "resizing would mix the labels of a label map",
                     "add filter = \"nearest\" to it",
                 ));
-            }
-            if !planes.are_labels() && matches!(transform, Transform::ShiftLabels { .. }) {
-                return Err(Error::invalid(PLACE, "shift_labels is for label maps, but the model takes pictures"));
             }
         }
         Ok(())

@@ -192,13 +192,23 @@ fn label_maps_are_grey_levels_or_indices_of_a_palette() {
     cut.truncate(cut.len() / 2);
     assert!(labels(&cut).is_err());
 
-    let kind = Planes::Labels { classes: 201 };
+    let kind = Planes::Labels { classes: 201, shift: 0 };
     let values = map.planes(kind).unwrap();
     assert_eq!(values, [7.0, 200.0]);
     assert_eq!(Image::from_planes(kind, &values, 2, 1).unwrap(), map);
     assert!(
-        map.planes(Planes::Labels { classes: 200 }).unwrap_err().to_string().contains("label 200 is not in 0..200")
+        map.planes(Planes::Labels { classes: 200, shift: 0 })
+            .unwrap_err()
+            .to_string()
+            .contains("label 200 is not in 0..200")
     );
+    // 255 goes on to 0, and back.
+    let kind = Planes::Labels { classes: 3, shift: 1 };
+    let map = Image { grey: true, ..Image::new(3, 1, vec![0, 0, 0, 1, 1, 1, 255, 255, 255]).unwrap() };
+    assert_eq!(map.planes(kind).unwrap(), [1.0, 2.0, 0.0]);
+    assert_eq!(Image::from_planes(kind, &[1.0, 2.0, 0.0], 3, 1).unwrap(), map);
+    let outside = Planes::Labels { classes: 2, shift: 1 };
+    assert!(map.planes(outside).unwrap_err().to_string().contains("label 1, shifted by 1, is not in 0..2"));
     let all = Image::new(256, 1, (0..=255u8).flat_map(|label| [label; 3]).collect()).unwrap().visible(kind);
     let mut colours: Vec<_> = all.pixels.chunks(3).collect();
     assert_eq!(colours[..4], [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]);

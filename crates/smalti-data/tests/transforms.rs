@@ -145,14 +145,8 @@ fn labels_are_resized_as_pillow_resizes_by_the_nearest_pixel() {
 #[test]
 fn label_maps_are_never_mixed() {
     let pipeline = |json: &str| Pipeline::new(serde_json::from_str(json).unwrap()).unwrap();
-    let (labels, colour) = (Planes::Labels { classes: 3 }, Planes::Colour);
+    let (labels, colour) = (Planes::Labels { classes: 3, shift: 0 }, Planes::Colour);
     let mixing = pipeline(r#"[{"kind": "resize_short", "size": 8}, {"kind": "to_signed"}]"#);
     assert!(mixing.must_suit(labels).unwrap_err().to_string().contains("nearest"));
     assert!(mixing.must_suit(colour).is_ok());
-    let shifting = pipeline(r#"[{"kind": "shift_labels", "by": 1}, {"kind": "to_signed"}]"#);
-    assert!(shifting.must_suit(colour).unwrap_err().to_string().contains("shift_labels"));
-    assert!(shifting.must_suit(labels).is_ok());
-    let map = Image { grey: true, ..Image::new(3, 1, vec![0, 0, 0, 254, 254, 254, 255, 255, 255]).unwrap() };
-    let shifted = shifting.image(map, &mut Rng::new(0).stream(0, 0)).unwrap();
-    assert_eq!(shifted.labels().collect::<Vec<_>>(), [1, 255, 0]);
 }

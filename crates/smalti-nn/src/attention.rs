@@ -81,6 +81,27 @@ impl SelfAttention {
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible) -> Tensor<3> {
         let [q, k, v] = self.project(x_bnd);
+        self.attend(q, k, v, visible)
+    }
+
+    /// Mixes the tokens, but only for those that `wanted` takes out of them: all see all.
+    ///
+    /// # Shapes
+    /// `[b, n, d]`, of which `wanted` makes `[b, m, d]`, to that.
+    pub fn forward_for(&self, x_bnd: Tensor<3>, wanted: impl Fn(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+        let q = self.query.forward(wanted(x_bnd.clone()));
+        let [k, v] = match [&self.key, &self.value].map(Dense::packed) {
+            [Some(key), Some(value)] => {
+                let [k, v] = [&self.key, &self.value].map(Dense::bias_value);
+                packed_linears(x_bnd, [(key, k), (value, v)])
+            }
+            _ => [&self.key, &self.value].map(|layer| layer.forward(x_bnd.clone())),
+        };
+        let [q, k, v] = self.by_head([q, k, v]);
+        self.attend(q, k, v, &Visible::All)
+    }
+
+    fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, visible: &Visible) -> Tensor<3> {
         let mixed_bhnd = if self.drops(&q) {
             self.attend_with_dropout(q, k, v, visible)
         } else {
@@ -104,16 +125,23 @@ impl SelfAttention {
 
     /// Queries, keys and values, `[b, h, n, d / h]` each.
     fn project(&self, x_bnd: Tensor<3>) -> [Tensor<4>; 3] {
-        let [b, n, d] = x_bnd.dims();
         let layers = [&self.query, &self.key, &self.value];
-        let projected = match layers.map(Dense::packed) {
+        self.by_head(match layers.map(Dense::packed) {
             [Some(query), Some(key), Some(value)] => {
                 let [q, k, v] = layers.map(Dense::bias_value);
                 packed_linears(x_bnd, [(query, q), (key, k), (value, v)])
             }
             _ => layers.map(|layer| layer.forward(x_bnd.clone())),
-        };
-        let [q, k, v] = projected.map(|x| x.reshape([b, n, self.heads, d / self.heads]));
+        })
+    }
+
+    /// Cuts queries, keys and values `[b, n, d]` into heads and scales them.
+    fn by_head(&self, projected: [Tensor<3>; 3]) -> [Tensor<4>; 3] {
+        let [_, _, d] = projected[0].dims();
+        let [q, k, v] = projected.map(|x| {
+            let [b, n, d] = x.dims();
+            x.reshape([b, n, self.heads, d / self.heads])
+        });
         let (q, k) = match &self.log_scale {
             Some(log_scale) => {
                 let scale = log_scale.val().clamp_max(MOST.ln()).exp() * ((d / self.heads) as f64).sqrt();

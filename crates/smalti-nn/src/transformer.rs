@@ -133,7 +133,15 @@ impl Block {
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>, visible: &Visible) -> Tensor<3> {
-        self.around(x_bnd, |x_bnd| self.attention.forward(x_bnd, visible))
+        self.around(x_bnd, |x| x, |x_bnd| self.attention.forward(x_bnd, visible))
+    }
+
+    /// The same, all tokens seeing all, but only for those that `wanted` takes out of them: for a last block of which no more is used.
+    ///
+    /// # Shapes
+    /// `[b, n, d]`, of which `wanted` makes `[b, m, d]`, to that.
+    pub fn forward_for(&self, x_bnd: Tensor<3>, wanted: impl Fn(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+        self.around(x_bnd, &wanted, |x_bnd| self.attention.forward_for(x_bnd, &wanted))
     }
 
     /// The same for tokens that come after those of a cache; see [`SelfAttention::decode`].
@@ -141,20 +149,26 @@ impl Block {
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn decode(&self, x_bnd: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
-        self.around(x_bnd, |x_bnd| self.attention.decode(x_bnd, cache))
+        self.around(x_bnd, |x| x, |x_bnd| self.attention.decode(x_bnd, cache))
     }
 
-    fn around(&self, x_bnd: Tensor<3>, mix: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+    /// `mix` and the MLP with norms and sums around them, for the tokens that `kept` leaves, as `mix` does.
+    fn around(
+        &self,
+        x_bnd: Tensor<3>,
+        kept: impl FnOnce(Tensor<3>) -> Tensor<3>,
+        mix: impl FnOnce(Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
         match self.norm {
             NormPlacement::Before => {
                 let mixed = mix(self.attention_norm.forward(x_bnd.clone()));
-                let x = x_bnd + self.dropout.forward(mixed);
+                let x = kept(x_bnd) + self.dropout.forward(mixed);
                 let changed = self.mlp.forward(self.mlp_norm.forward(x.clone()));
                 x + self.dropout.forward(changed)
             }
             NormPlacement::After => {
                 let mixed = mix(x_bnd.clone());
-                let x = self.attention_norm.forward(self.dropout.forward(mixed) + x_bnd);
+                let x = self.attention_norm.forward(self.dropout.forward(mixed) + kept(x_bnd));
                 let changed = self.mlp.forward(x.clone());
                 self.mlp_norm.forward(self.dropout.forward(changed) + x)
             }
@@ -172,6 +186,34 @@ impl Pack for Block {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_for_some_tokens_makes_what_the_whole_makes_of_them() {
+        let device = Device::flex();
+        device.seed(3);
+        for norm in [NormPlacement::Before, NormPlacement::After] {
+            let config = BlockConfig {
+                width: 16,
+                heads: 2,
+                hidden: 32,
+                norm,
+                epsilon: 1e-6,
+                activation: Activation::Gelu,
+                dropout: 0.0,
+                attention_dropout: 0.0,
+                init: Init::Normal(0.3),
+            };
+            let block = config.init(&device);
+            let x = Tensor::<3>::random([2, 9, 16], burn::tensor::Distribution::Default, &device);
+            let wanted = |x: Tensor<3>| x.slice([0..2, 3..7]);
+            let whole = wanted(block.forward(x.clone(), &Visible::All));
+            for block in [block.clone(), block.pack(crate::dense::WeightPrecision::F32)] {
+                let some = block.forward_for(x.clone(), wanted);
+                let error = (some - whole.clone()).abs().max().into_scalar::<f32>();
+                assert!(error < 1e-5, "{norm:?}: {error}");
+            }
+        }
+    }
 
     #[test]
     fn dropout_inside_the_mlp_acts_in_training_only() {

@@ -76,15 +76,15 @@ impl Fidelity {
 pub enum FidelitySum {
     /// The scores of each picture.
     Pictures(Vec<Scores>),
-    /// Of all label maps together.
-    Labels(Confusion),
+    /// Of all label maps together, and the shift of their labels.
+    Labels(Confusion, u8),
 }
 
 impl FidelitySum {
     /// Nothing yet.
     pub fn new(planes: Planes) -> Self {
         match planes {
-            Planes::Labels { classes } => Self::Labels(Confusion::new(classes)),
+            Planes::Labels { classes, shift } => Self::Labels(Confusion::new(classes), shift),
             Planes::Grey | Planes::Colour => Self::Pictures(Vec::new()),
         }
     }
@@ -100,11 +100,12 @@ impl FidelitySum {
                 all.push(scores);
                 Ok(Fidelity::Pictures(scores))
             }
-            Self::Labels(sum) => {
-                sum.add(original.labels(), reconstruction.labels());
+            Self::Labels(sum, shift) => {
                 let mut one = Confusion::new(sum.classes());
-                one.add(original.labels(), reconstruction.labels());
-                Ok(Self::Labels(one).mean())
+                for confusion in [&mut *sum, &mut one] {
+                    confusion.add(original.classes(*shift), reconstruction.classes(*shift));
+                }
+                Ok(Self::Labels(one, *shift).mean())
             }
         }
     }
@@ -113,7 +114,7 @@ impl FidelitySum {
     pub fn mean(&self) -> Fidelity {
         match self {
             Self::Pictures(all) => Fidelity::Pictures(Scores::mean(all)),
-            Self::Labels(sum) => {
+            Self::Labels(sum, _) => {
                 Fidelity::Labels { label_accuracy: sum.accuracy(), label_mean_iou: sum.mean_intersection_over_union() }
             }
         }

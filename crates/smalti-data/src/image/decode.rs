@@ -87,10 +87,15 @@ fn palette_indices(bytes: &[u8], name: &str, limits: &Limits) -> Result<Option<(
     if !is_palette {
         return Ok(None);
     }
-    // Checks the file under the limits.
+    // The file is checked under the limits first.
     decode_any(bytes, name, limits)?;
+    catch_unwind(AssertUnwindSafe(|| indices(bytes, name, limits))).unwrap_or_else(|_| Err(gave_up(name))).map(Some)
+}
+
+fn indices(bytes: &[u8], name: &str, limits: &Limits) -> Result<(usize, usize, Vec<u8>)> {
     let broken = |e: ::png::DecodingError| Error::invalid(name, format!("cannot be decoded: {e}"));
-    let mut decoder = ::png::Decoder::new(Cursor::new(bytes));
+    let bytes_at_most = usize::try_from(memory(limits)).unwrap_or(usize::MAX);
+    let mut decoder = ::png::Decoder::new_with_limits(Cursor::new(bytes), ::png::Limits { bytes: bytes_at_most });
     decoder.set_transformations(::png::Transformations::IDENTITY);
     let mut reader = decoder.read_info().map_err(broken)?;
     let mut packed = vec![0; reader.output_buffer_size().unwrap_or_default()];
@@ -102,7 +107,7 @@ fn palette_indices(bytes: &[u8], name: &str, limits: &Limits) -> Result<Option<(
         let index = |x: usize| row[x * bits / 8] >> (8 - bits - x * bits % 8) & (0xff >> (8 - bits));
         indices.extend((0..width).map(index));
     }
-    Ok(Some((width, height, indices)))
+    Ok((width, height, indices))
 }
 
 /// Decodes an image; `name` (a path or key) is named in errors.
@@ -122,8 +127,16 @@ pub fn decode(bytes: &[u8], name: &str, background: [u8; 3], limits: &Limits) ->
 pub(super) fn decode_any(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicImage> {
     check_bytes(bytes.len() as u64, name, limits)?;
     // The decoders are other people's code: a panic in one of them is a damaged image, not the end of the program.
-    catch_unwind(AssertUnwindSafe(|| decode_bounded(bytes, name, limits)))
-        .unwrap_or_else(|_| Err(Error::invalid(name, "the image is damaged: its decoder gave up")))
+    catch_unwind(AssertUnwindSafe(|| decode_bounded(bytes, name, limits))).unwrap_or_else(|_| Err(gave_up(name)))
+}
+
+fn gave_up(name: &str) -> Error {
+    Error::invalid(name, "the image is damaged: its decoder gave up")
+}
+
+/// 8 bytes hold the widest pixel, RGBA with 16 bits; the rest is for the decoder's own tables.
+fn memory(limits: &Limits) -> u64 {
+    limits.pixels.saturating_mul(8).saturating_add(64 << 20)
 }
 
 fn decode_bounded(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicImage> {
@@ -136,10 +149,8 @@ fn decode_bounded(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicIm
         let what = if bytes.is_empty() { "the file is empty" } else { "not an image of a known kind" };
         return Err(Error::invalid_hint(name, what, "PNG, JPEG, WebP, GIF and BMP can be read"));
     }
-    // 8 bytes hold the widest pixel, RGBA with 16 bits; the rest is for the decoder's own tables.
-    let memory = limits.pixels.saturating_mul(8).saturating_add(64 << 20);
     let mut bounds = ::image::Limits::default();
-    bounds.max_alloc = Some(memory);
+    bounds.max_alloc = Some(memory(limits));
     reader.limits(bounds.clone());
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();

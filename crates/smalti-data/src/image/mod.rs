@@ -89,14 +89,23 @@ impl Image {
         match planes {
             Planes::Grey => Ok(self.to_signed_grey()),
             Planes::Colour => Ok(self.to_signed()),
-            Planes::Labels { classes } => match self.labels().find(|label| usize::from(*label) >= classes) {
-                Some(label) => Err(Error::invalid_hint(
-                    "label map",
-                    format!("label {label} is not in 0..{classes}"),
-                    "train with more classes, or move the labels by a transform { kind = \"shift_labels\" }",
-                )),
-                None => Ok(self.labels().map(f32::from).collect()),
-            },
+            Planes::Labels { classes, shift } => {
+                match self.classes(shift).find(|class| usize::from(*class) >= classes) {
+                    Some(class) => {
+                        let problem = match shift {
+                            0 => format!("label {class} is not in 0..{classes}"),
+                            _ => format!(
+                                "label {}, shifted by {shift}, is not in 0..{classes}",
+                                class.wrapping_sub(shift)
+                            ),
+                        };
+                        let hint =
+                            "the model was made for fewer classes, or for a label_shift that moves the labels there";
+                        Err(Error::invalid_hint("label map", problem, hint))
+                    }
+                    None => Ok(self.classes(shift).map(f32::from).collect()),
+                }
+            }
         }
     }
 
@@ -105,18 +114,23 @@ impl Image {
         self.pixels.iter().step_by(3).copied()
     }
 
+    /// The classes of a label map, see [`Planes::Labels`].
+    pub fn classes(&self, shift: u8) -> impl Iterator<Item = u8> + '_ {
+        self.labels().map(move |label| label.wrapping_add(shift))
+    }
+
     /// An image from values as [`Self::planes`] gives them; values outside are clamped and NaN becomes 0.
     ///
     /// # Errors
     /// As [`Image::new`].
     pub fn from_planes(planes: Planes, values: &[f32], width: usize, height: usize) -> Result<Self> {
-        if !planes.are_labels() {
+        let Planes::Labels { shift, .. } = planes else {
             return Self::from_signed(values, width, height);
-        }
+        };
         if values.len() != width.saturating_mul(height) {
             return Err(wrong_length(width, height, values.len(), "labels"));
         }
-        let pixels = values.iter().flat_map(|label| [label.round() as u8; 3]).collect();
+        let pixels = values.iter().flat_map(|class| [(class.round() as u8).wrapping_sub(shift); 3]).collect();
         Ok(Self { grey: true, ..Self::new(width, height, pixels)? })
     }
 

@@ -205,12 +205,27 @@ impl Mar {
         let known = self.to_decoder.forward(encoded).reshape([rows * seen, width]);
         let x = Tensor::cat(vec![known, self.mask.val()], 0).select(0, index(source, &device));
         let x = x.reshape([rows, places, width]) + table.unsqueeze();
-        let x = self.decoder.iter().fold(x, |x, block| block.forward(x, &Visible::All));
         let wanted: Vec<&Vec<usize>> = (0..rows).map(|row| &wanted[row % images]).collect();
         let from = wanted.iter().enumerate();
         let from =
             from.flat_map(|(row, wanted)| wanted.iter().map(move |place| row * places + buffer + place)).collect();
-        let x = x.reshape([rows * places, width]).select(0, index(from, &device));
+        let from = index(from, &device);
+        let of_all = |x: Tensor<3>| x.reshape([rows * places, width]).select(0, from.clone());
+        // Of the last block no more is used than the wanted places, if there are as many in each row.
+        let count = wanted.first().map_or(0, |wanted| wanted.len());
+        let (last, others) = match self.decoder.split_last() {
+            Some((last, others)) if count > 0 && wanted.iter().all(|places| places.len() == count) => {
+                (Some(last), others)
+            }
+            _ => (None, self.decoder.as_slice()),
+        };
+        let x = others.iter().fold(x, |x, block| block.forward(x, &Visible::All));
+        let x = match last {
+            Some(last) => {
+                last.forward_for(x, |x| of_all(x).reshape([rows, count, width])).reshape([rows * count, width])
+            }
+            None => of_all(x),
+        };
         let x: Tensor<2> = self.decoder_norm.forward(x.unsqueeze()).squeeze_dim(0);
         let to = wanted.iter().flat_map(|wanted| wanted.iter().copied()).collect();
         x + self.output_positions.table.val().select(0, index(to, &device))

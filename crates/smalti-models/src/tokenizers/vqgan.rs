@@ -25,6 +25,9 @@ pub struct VqganConfig {
     /// official VQSegmentationModel).
     #[serde(default)]
     pub label_maps: bool,
+    /// What is added to the labels of a file, see [`Planes::Labels`].
+    #[serde(default)]
+    pub label_shift: u8,
     /// Channels of the finest level are `ch * ch_mult[0]`.
     pub ch: usize,
     /// Channels of each level, fine to coarse; the side halves from one to the next.
@@ -121,8 +124,11 @@ impl VqganConfig {
     /// [`Error::Unsupported`] or [`Error::Invalid`] for a number of channels that no image has.
     pub fn planes(&self) -> Result<Planes> {
         match (self.label_maps, self.in_channels) {
+            (false, _) if self.label_shift > 0 => {
+                Err(Error::invalid(PLACE, "label_shift is for label maps: add label_maps = true, or leave it away"))
+            }
             (false, channels) => Planes::of_channels(channels),
-            (true, classes @ 2..=256) => Ok(Planes::Labels { classes }),
+            (true, classes @ 2..=256) => Ok(Planes::Labels { classes, shift: self.label_shift }),
             (true, n) => {
                 Err(Error::invalid(PLACE, format!("label maps with in_channels = {n}; expected 2 to 256 classes")))
             }
@@ -201,7 +207,7 @@ impl Vqgan {
 
     /// Images `[b, c, h, w]` as the encoder sees them, `[b, in_channels, h, w]`: labels as one-hot vectors, pictures as they are.
     pub fn seen(&self, images_bchw: Tensor<4>) -> Tensor<4> {
-        let Planes::Labels { classes } = self.planes else { return images_bchw };
+        let Planes::Labels { classes, .. } = self.planes else { return images_bchw };
         let [b, _, h, w] = images_bchw.dims();
         let numbers = Tensor::<1, Int>::arange(0..classes as i64, &images_bchw.device()).float();
         let size = [b, classes, h, w];

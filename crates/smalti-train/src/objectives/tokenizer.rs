@@ -36,14 +36,14 @@ fn level_sizes(layout: &Layout) -> Vec<usize> {
 enum FidelitySum {
     /// Sum of PSNR and number of pictures.
     Pictures(f64, usize),
-    /// Of label maps.
-    Labels(Confusion),
+    /// Of label maps, whose labels are shifted to classes.
+    Labels(Confusion, u8),
 }
 
 impl FidelitySum {
     fn new(planes: Planes) -> Self {
         match planes {
-            Planes::Labels { classes } => Self::Labels(Confusion::new(classes)),
+            Planes::Labels { classes, shift } => Self::Labels(Confusion::new(classes), shift),
             Planes::Grey | Planes::Colour => Self::Pictures(0.0, 0),
         }
     }
@@ -55,7 +55,7 @@ impl FidelitySum {
                 *sum += psnr(Pair::new(&left, &right, [3, image.height, image.width])?, 2.0);
                 *count += 1;
             }
-            Self::Labels(confusion) => confusion.add(image.labels(), reconstruction.labels()),
+            Self::Labels(confusion, shift) => confusion.add(image.classes(*shift), reconstruction.classes(*shift)),
         }
         Ok(())
     }
@@ -68,7 +68,7 @@ impl FidelitySum {
                 // It is infinite if nothing is lost, which a run's state cannot hold.
                 (vec![("psnr".into(), mean)], -mean.min(f64::MAX))
             }
-            Self::Labels(confusion) => {
+            Self::Labels(confusion, _) => {
                 let (accuracy, union) = (confusion.accuracy(), confusion.mean_intersection_over_union());
                 (vec![("label_accuracy".into(), accuracy), ("label_mean_iou".into(), union)], -accuracy)
             }

@@ -87,6 +87,7 @@ pub(super) fn tokenizer(case: &Case, place: &str, legacy: bool, device: &Device)
         in_channels: network.in_channels,
         out_channels: network.out_ch,
         label_maps: false,
+        label_shift: 0,
         ch: network.ch,
         ch_mult: network.ch_mult,
         num_res_blocks: network.num_res_blocks,

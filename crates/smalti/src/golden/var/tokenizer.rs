@@ -124,6 +124,7 @@ impl Autoencoder {
             in_channels: 3,
             out_channels: 3,
             label_maps: false,
+            label_shift: 0,
             ch: self.ch,
             num_res_blocks: 2,
             attn_resolutions: vec![image_size >> (ch_mult.len() - 1)],
