@@ -22,8 +22,7 @@ pub fn gated_residual(x: Tensor<3>, branch: Tensor<3>, gain: Tensor<3>) -> Tenso
     if !fits(&x, &branch, &gain) {
         return portable_residual(x, branch, gain);
     }
-    let (x, branch, gain) = (x.into_dispatch(), branch.into_dispatch(), gain.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as Gated>::smalti_gated(x, branch, gain, 0.0))
+    sum(x, branch, gain, 0.0)
 }
 
 /// [`gated_residual`] as a composition of tensor operations.
@@ -42,8 +41,7 @@ pub fn modulate(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>) -> Tensor<3> {
     if !fits(&shift, &x, &scale) {
         return portable_modulate(x, scale, shift);
     }
-    let (x, scale, shift) = (x.into_dispatch(), scale.into_dispatch(), shift.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as Gated>::smalti_gated(shift, x, scale, 1.0))
+    sum(shift, x, scale, 1.0)
 }
 
 /// [`modulate`] as a composition of tensor operations.
@@ -56,6 +54,11 @@ fn fits(base: &Tensor<3>, y: &Tensor<3>, gain: &Tensor<3>) -> bool {
     let gains = gain.dims();
     let suits = gains == [1, 1, d] || gains == [b, 1, d] || gains == [b, t, d];
     suits && base.dims() == [b, t, d] && b * t * d > 0 && serves(base) && serves(y) && serves(gain)
+}
+
+fn sum(base: Tensor<3>, y: Tensor<3>, gain: Tensor<3>, offset: f64) -> Tensor<3> {
+    let [base, y, gain] = [base, y, gain].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as Gated>::smalti_gated(base, y, gain, offset))
 }
 
 /// `base + y (gain + offset)`.
