@@ -1,7 +1,7 @@
 //! Devices by name.
 
 use crate::{Error, Result};
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType, IntDType};
 
 /// The names that this build knows, best first.
 pub fn known() -> Vec<&'static str> {
@@ -35,23 +35,23 @@ fn present(kind: &str) -> Vec<Device> {
     match kind {
         "cpu" => vec![Device::flex()],
         #[cfg(feature = "cuda")]
-        "cuda" => tuned(burn::tensor::DeviceType::Cuda),
+        "cuda" => accelerators(burn::tensor::DeviceType::Cuda),
         #[cfg(feature = "rocm")]
-        "rocm" => tuned(burn::tensor::DeviceType::Rocm),
+        "rocm" => accelerators(burn::tensor::DeviceType::Rocm),
         #[cfg(feature = "vulkan")]
-        "vulkan" => tuned(burn::tensor::DeviceType::Vulkan),
+        "vulkan" => accelerators(burn::tensor::DeviceType::Vulkan),
         #[cfg(feature = "metal")]
-        "metal" => tuned(burn::tensor::DeviceType::Metal),
+        "metal" => accelerators(burn::tensor::DeviceType::Metal),
         #[cfg(feature = "wgpu")]
-        "wgpu" => tuned(burn::tensor::DeviceType::Wgpu),
+        "wgpu" => accelerators(burn::tensor::DeviceType::Wgpu),
         _ => Vec::new(),
     }
 }
 
-/// The accelerators of a type. Their compiled kernels and the outcome of trials between kernels are kept for the next run, in the
+/// The accelerators of a type. Their compiled kernels, and with `autotune` the outcome of trials, are kept for the next run, in the
 /// user's cache folder (inside a cargo project: in its `target/environment`); a `cubecl.toml` of the user's is respected.
-#[cfg(feature = "tuned")]
-fn tuned(kind: burn::tensor::DeviceType) -> Vec<Device> {
+#[cfg(feature = "accelerator")]
+fn accelerators(kind: burn::tensor::DeviceType) -> Vec<Device> {
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
     config.compilation.cache = true;
@@ -100,6 +100,21 @@ pub fn open(name: &str) -> Result<Device> {
         )),
         _ => Ok(devices.swap_remove(index)),
     }
+}
+
+/// [`open`], with tensors in double precision (`f64`) unless something else is said. Must come before anything is computed there.
+///
+/// # Errors
+/// As [`open`], and [`Error::Unsupported`] for a device that has no such numbers, or has begun with others.
+pub fn open_double(name: &str) -> Result<Device> {
+    let mut device = open(name)?;
+    device.configure((FloatDType::F64, IntDType::I32)).map_err(|reason| {
+        Error::unsupported(
+            format!("double precision on device `{name}`: {reason}"),
+            "leave it out, or use `--device cpu`",
+        )
+    })?;
+    Ok(device)
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ const SLACK: usize = 12;
 const LEAST_SLACK: usize = 48 << 20;
 
 /// Most blocks that are kept.
-const SLOTS: usize = 256;
+const SLOTS: usize = 1024;
 
 /// Blocks are cache lines apart, which vector code likes.
 const ALIGN: usize = 64;

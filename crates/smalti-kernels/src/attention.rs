@@ -1,6 +1,6 @@
 //! Scaled dot-product attention (arXiv 1706.03762) that does not keep the scores (after arXiv 2205.14135).
 
-use crate::cpu::attention::{Heads, Mask, View, backward, forward};
+use crate::cpu::attention::{Heads, Mask, Piece, View, backward, forward};
 use crate::flex::{dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
@@ -41,6 +41,41 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, causal: bool, mask: O
         Some(mask) => <Dispatch as Attention>::smalti_attention_masked(q, k, v, mask.into_dispatch(), causal),
         None => <Dispatch as Attention>::smalti_attention(q, k, v, causal),
     })
+}
+
+/// [`attention`] over the keys and values of several tensors as if they were joined, which copies none on the CPU. Of what is
+/// recorded for gradients the joined tensors are made.
+///
+/// # Shapes
+/// `q [b, h, t, d]`, `keys [b, h, s_i, d]`, `values [b, h, s_i, e]` → `[b, h, t, e]`.
+///
+/// # Panics
+/// If shapes do not fit, or there are no keys.
+pub fn attention_over(q: Tensor<4>, keys: &[Tensor<4>], values: &[Tensor<4>]) -> Tensor<4> {
+    let [batch, heads, queries, width] = q.dims();
+    let [.., value_width] = values[0].dims();
+    assert_eq!(keys.len(), values.len(), "tensors of keys and of values");
+    for (keys, values) in keys.iter().zip(values) {
+        let [.., rows, _] = keys.dims();
+        assert_eq!(keys.dims(), [batch, heads, rows, width], "keys for queries {:?}", q.dims());
+        assert_eq!(values.dims(), [batch, heads, rows, value_width], "values for keys {:?}", keys.dims());
+    }
+    let own = |tensor: &Tensor<4>| serves(tensor) && !tensor.is_autodiff() && tensor.shape().num_elements() > 0;
+    let primitive = |tensor: &Tensor<4>| {
+        let own = Some(tensor).filter(|tensor| own(tensor))?;
+        own.clone().try_into_primitive::<Flex>().ok().map(Strided::of)
+    };
+    let all = |tensors: &[Tensor<4>]| tensors.iter().map(primitive).collect::<Option<Vec<_>>>();
+    let (Some(asked), Some(own_keys), Some(own_values)) = (primitive(&q), all(keys), all(values)) else {
+        let [keys, values] = [keys, values].map(|tensors| Tensor::cat(tensors.to_vec(), 2));
+        return attention(q, keys, values, false, None);
+    };
+    let [keys, values] = [&own_keys, &own_values].map(|tensors| tensors.iter().map(Strided::piece).collect::<Vec<_>>());
+    let count = keys.iter().map(|piece| piece.rows).sum();
+    let scale = (width as f32).powf(-0.5);
+    let shape = Heads { batch, heads, queries, keys: count, width, value_width, causal: false, scale };
+    let (mixed, _) = forward(shape, asked.view(), &keys, &values, None);
+    Tensor::from_primitive::<Flex>(by_head(mixed, shape, queries, value_width))
 }
 
 /// [`attention`] by Burn's own operation.
@@ -149,6 +184,11 @@ impl Strided {
         Self { tensor, strides }
     }
 
+    /// All rows.
+    fn piece(&self) -> Piece<'_> {
+        Piece { view: self.view(), rows: dims::<4>(&self.tensor)[2] }
+    }
+
     fn view(&self) -> View<'_> {
         View { values: &self.tensor.storage::<f32>()[self.tensor.layout().start_offset()..], strides: self.strides }
     }
@@ -175,8 +215,8 @@ impl Call {
     }
 
     fn forward(&self) -> (FloatTensor<Flex>, Vec<f32>) {
-        let [q, k, v] = [0, 1, 2].map(|i| self.inputs[i].view());
-        let (y, log_sums) = forward(self.shape, q, k, v, self.mask());
+        let [q, k, v] = &self.inputs;
+        let (y, log_sums) = forward(self.shape, q.view(), &[k.piece()], &[v.piece()], self.mask());
         (by_head(y, self.shape, self.shape.queries, self.shape.value_width), log_sums)
     }
 

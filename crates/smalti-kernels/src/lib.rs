@@ -28,7 +28,7 @@ mod unit_length;
 pub use activation::{gelu, silu};
 pub use adamw::{AdamW, AdamWState};
 pub use allocator::Keeping;
-pub use attention::attention;
+pub use attention::{attention, attention_over};
 pub use cached_attention::cached_attention;
 pub use conv2d::{Conv2dOptions, Convolution, conv2d, set_convolution};
 pub use cross_entropy::softmax_cross_entropy;
@@ -40,7 +40,7 @@ pub use linear::linear;
 pub use nearest_code::nearest_code;
 pub use norm_conv2d::{GroupNormalization, norm_silu_conv2d};
 pub use packed::{PackedMatrix, WeightPrecision, packed_linear, packed_linears};
-pub use pool::on_pool;
+pub use pool::{on_pool, zeros};
 pub use squares::sum_of_squares;
 pub use unit_length::unit_length;
 

@@ -1,6 +1,7 @@
 //! Products with a matrix that was packed once, for decoding: few rows meet many weights, and the time is that of reading
 //! the weights from memory.
 
+use crate::cpu::buffer::all_written;
 use crate::cpu::packed::{Kind, Panels, Product, multiply};
 use crate::flex::{Values, serves, tensor};
 use burn::backend::Flex;
@@ -150,14 +151,17 @@ pub fn packed_linears<const D: usize, const N: usize>(
     };
     let values = Values::of(values);
     let rows = shape[..D - 1].iter().product::<usize>();
-    let mut results = matrices.each_ref().map(|(weight, _)| vec![0.0; rows * weight.shape()[1]]);
     let biases = matrices.each_ref().map(|(_, bias)| {
         let bias = bias.clone()?.try_into_primitive::<Flex>().ok()?;
         Some(Values::of(bias))
     });
-    let products = matrices.iter().zip(&biases).zip(&mut results);
-    let products = products.map(|(((weight, _), bias), y)| Product { panels: &weight.0, bias: bias.as_deref(), y });
-    multiply(&values, rows, products.collect());
+    let fill = |results: [&mut [f32]; N]| {
+        let products = matrices.iter().zip(&biases).zip(results);
+        let products = products.map(|(((weight, _), bias), y)| Product { panels: &weight.0, bias: bias.as_deref(), y });
+        multiply(&values, rows, products.collect());
+    };
+    // SAFETY: `multiply` writes all results of its products.
+    let results = unsafe { all_written(matrices.each_ref().map(|(weight, _)| rows * weight.shape()[1]), fill) };
     let mut weights = matrices.iter().map(|(weight, _)| weight.shape()[1]);
     results.map(|y| {
         let mut shape = shape;

@@ -5,7 +5,7 @@ mod inputs;
 
 use burn::tensor::{Device, Tensor};
 use inputs::{assert_close, normal, stream, strided};
-use smalti_kernels::{cached_attention, portable};
+use smalti_kernels::{attention_over, cached_attention, portable};
 
 #[test]
 fn it_equals_the_portable_body() {
@@ -37,5 +37,32 @@ fn what_is_behind_is_not_read_and_queries_do_not_meet() {
         let one = cached_attention(q.clone().narrow(2, i, 1), keys.clone(), values.clone(), &[3 + i]);
         let one = one.into_data().try_to_vec::<f32>().unwrap();
         assert_eq!(one, whole.clone().narrow(2, i, 1).into_data().try_to_vec::<f32>().unwrap());
+    }
+}
+
+#[test]
+fn keys_of_several_tensors_count_as_if_they_were_joined() {
+    let device = Device::flex();
+    let mut s = stream(3);
+    for case in 0..60 {
+        let [b, h, n] = [1 + s.below(3), 1 + s.below(4), 1 + s.below(90)];
+        let [d, e] = [1 + s.below(70), 1 + s.below(70)];
+        let pieces: Vec<usize> = (0..1 + s.below(4)).map(|_| 1 + s.below(60)).collect();
+        let q = strided(&mut s, [b, h, n, d], &device) * 2.0;
+        let mut memories = |channels| -> Vec<Tensor<4>> {
+            pieces.iter().map(|rows| strided(&mut s, [b, h, *rows, channels], &device)).collect()
+        };
+        let (keys, values) = (memories(d), memories(e));
+        let (all_keys, all_values) = (Tensor::cat(keys.clone(), 2), Tensor::cat(values.clone(), 2));
+        let expected = portable::attention(q.clone(), all_keys, all_values, false, None);
+        // What is recorded for gradients takes another way.
+        let found = match case % 4 {
+            0 => {
+                let recorded = |all: &[Tensor<4>]| all.iter().cloned().map(Tensor::autodiff).collect::<Vec<_>>();
+                attention_over(q.autodiff(), &recorded(&keys), &recorded(&values)).inner()
+            }
+            _ => attention_over(q, &keys, &values),
+        };
+        assert_close(found, expected, 1e-5, &format!("{:?} {pieces:?}", [b, h, n, d, e]));
     }
 }

@@ -1,6 +1,6 @@
 //! Multi-head self-attention (arXiv 1706.03762).
 
-use crate::cache::KeyValueCache;
+use crate::cache::Cache;
 use crate::dense::Dense;
 use crate::init::Init;
 use burn::module::{Module, Param};
@@ -114,11 +114,11 @@ impl SelfAttention {
         self.merge(mixed_bhnd)
     }
 
-    /// Mixes tokens that come after those of a cache, to which they are added; see [`KeyValueCache::attend`].
+    /// Mixes tokens that come after those of a cache, to which they are added; see [`Cache::attend`].
     ///
     /// # Shapes
     /// `[b, n, d]` to the same.
-    pub fn decode(&self, x_bnd: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
+    pub fn decode(&self, x_bnd: Tensor<3>, cache: &mut impl Cache) -> Tensor<3> {
         let [q, k, v] = self.project(x_bnd);
         self.merge(cache.attend(q, k, v))
     }
@@ -182,6 +182,7 @@ impl SelfAttention {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::{GroupCache, KeyValueCache};
     use crate::init::Init;
     use smalti_base::Rng;
 
@@ -237,7 +238,7 @@ mod tests {
             let whole = layer.forward(x.clone(), &Visible::past_groups(&[1, 4, 2], &device));
             // The last group needs no room.
             for capacity in [8, 7, 5] {
-                let mut cache = KeyValueCache::of_groups(capacity);
+                let mut cache = GroupCache::new(capacity);
                 let parts = [1, 4, 2].map(|n| layer.decode(x.clone().narrow(1, cache.length(), n), &mut cache));
                 assert!(difference(whole.clone(), Tensor::cat(parts.to_vec(), 1)) < 1e-5);
             }

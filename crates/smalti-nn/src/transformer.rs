@@ -1,7 +1,7 @@
 //! Transformer blocks.
 
 use crate::attention::{SelfAttention, Visible};
-use crate::cache::KeyValueCache;
+use crate::cache::Cache;
 use crate::dense::{Dense, Pack, TokenNorm};
 use crate::init::Init;
 use burn::module::Module;
@@ -148,7 +148,7 @@ impl Block {
     ///
     /// # Shapes
     /// `[b, n, d]` to the same.
-    pub fn decode(&self, x_bnd: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
+    pub fn decode(&self, x_bnd: Tensor<3>, cache: &mut impl Cache) -> Tensor<3> {
         self.around(x_bnd, |x| x, |x_bnd| self.attention.decode(x_bnd, cache))
     }
 

@@ -13,6 +13,10 @@ pub struct ParityArgs {
     /// Folders with case.json, io.safetensors and weights.safetensors
     #[arg(value_name = "CASE", required = true)]
     pub cases: Vec<PathBuf>,
+    /// Compute in double precision, where the device can. Products in single precision are rounded to TF32 by many accelerators; this
+    /// shows whether anything else differs. On the CPU it takes Burn's operations instead of this program's own
+    #[arg(long)]
+    pub double: bool,
 }
 
 /// A resolved and checked `parity`.
@@ -22,6 +26,8 @@ pub struct ParityPlan {
     pub cases: Vec<PathBuf>,
     /// Where to compute.
     pub device: String,
+    /// Whether in double precision.
+    pub double: bool,
 }
 
 /// What `parity` found.
@@ -57,7 +63,7 @@ pub fn plan(args: &ParityArgs, settings: &Settings) -> Result<ParityPlan> {
             ));
         }
     }
-    Ok(ParityPlan { cases: args.cases.clone(), device: settings.device_name()? })
+    Ok(ParityPlan { cases: args.cases.clone(), device: settings.device_name()?, double: args.double })
 }
 
 /// Runs the cases. One that cannot be run is reported as failed, with the reason, and the others go on.
@@ -65,7 +71,7 @@ pub fn plan(args: &ParityArgs, settings: &Settings) -> Result<ParityPlan> {
 /// # Errors
 /// An unknown device, or [`Error::Interrupted`].
 pub fn run(plan: &ParityPlan, progress: &dyn Progress) -> Result<ParityOutcome> {
-    let device = device::open(&plan.device)?;
+    let device = if plan.double { device::open_double(&plan.device) } else { device::open(&plan.device) }?;
     let mut cases = Vec::with_capacity(plan.cases.len());
     progress.begin("comparing", plan.cases.len() as u64, "cases");
     for (done, folder) in plan.cases.iter().enumerate() {

@@ -3,6 +3,7 @@
 use super::buffer::{Shared, with_scratch, written};
 use super::gemm::{Matrix, multiply};
 use super::packed::panel::{self, ROWS, WIDTH};
+use super::packed::transpose_panel;
 use super::simd::{LANES, exp, simd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -49,6 +50,21 @@ pub(crate) struct View<'a> {
     pub strides: [usize; 4],
 }
 
+/// Keys or values whose rows are those of several views, one after another.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece<'a> {
+    pub view: View<'a>,
+    pub rows: usize,
+}
+
+/// The rows of a head, each with the distance of its channels.
+fn rows_of<'a>(pieces: &[Piece<'a>], at: [usize; 2]) -> impl Iterator<Item = (&'a [f32], usize)> + Clone {
+    pieces.iter().flat_map(move |piece| {
+        let Matrix { values, strides: [of_row, of_channel] } = piece.view.head(at, 0);
+        (0..piece.rows).map(move |row| (&values[row * of_row..], of_channel))
+    })
+}
+
 impl<'a> View<'a> {
     /// The rows of a head from `row` on.
     fn head(self, [image, head]: [usize; 2], row: usize) -> Matrix<'a> {
@@ -89,8 +105,8 @@ pub(crate) struct Gradients {
 pub(crate) fn forward(
     shape: Heads,
     q: View<'_>,
-    k: View<'_>,
-    v: View<'_>,
+    k: &[Piece<'_>],
+    v: &[Piece<'_>],
     mask: Option<Mask<'_>>,
 ) -> (Vec<f32>, Vec<f32>) {
     let Heads { batch, heads, queries, keys, width, value_width, .. } = shape;
@@ -115,8 +131,8 @@ pub(crate) fn forward(
             let (head, part) = (task / parts, task % parts);
             let at = [head / heads, head % heads];
             with_scratch(sizes, |[keys_packed, values_packed, asked, scores, mixed, totals]| {
-                pack_columns(k.head(at, 0), [keys, width], keys_packed);
-                pack_rows(v.head(at, 0), [keys, value_width], values_packed);
+                pack_columns(rows_of(k, at), width, keys_packed);
+                pack_rows(rows_of(v, at), [keys, value_width], values_packed);
                 for first in (part * each * block..queries.min((part + 1) * each * block)).step_by(block) {
                     let rows = block.min(queries - first);
                     // SAFETY: each block of queries belongs to one task.
@@ -151,30 +167,37 @@ fn panels_of(outputs: usize) -> usize {
     outputs.div_ceil(WIDTH)
 }
 
-/// Packs `[n, channels]` for products with its transpose: a panel keeps [`WIDTH`] rows, channel by channel.
-fn pack_columns(matrix: Matrix<'_>, [n, channels]: [usize; 2], panels: &mut [f32]) {
-    for (panel, first) in panels.chunks_exact_mut((channels * WIDTH).max(1)).zip((0..n).step_by(WIDTH)) {
-        for lane in 0..WIDTH {
-            let values = panel[lane..].iter_mut().step_by(WIDTH);
-            match first + lane < n {
-                true => {
-                    let row = &matrix.values[(first + lane) * matrix.strides[0]..];
-                    values.zip(row.iter().step_by(matrix.strides[1].max(1))).for_each(|(value, given)| *value = *given);
-                }
-                false => values.for_each(|value| *value = 0.0),
+/// Packs rows of so many channels for products with their transpose: a panel keeps [`WIDTH`] rows, channel by channel.
+fn pack_columns<'a>(mut rows: impl Iterator<Item = (&'a [f32], usize)> + Clone, channels: usize, panels: &mut [f32]) {
+    let side_by_side = rows.clone().all(|(_, step)| step == 1);
+    let mut copies = vec![0.0; if side_by_side { 0 } else { WIDTH * channels }];
+    for panel in panels.chunks_exact_mut((channels * WIDTH).max(1)) {
+        let count = if side_by_side {
+            transpose_panel(rows.by_ref().map(|(row, _)| row), panel, channels)
+        } else {
+            let mut count = 0;
+            for (copy, (row, step)) in copies.chunks_exact_mut(channels).zip(rows.by_ref()) {
+                copy.iter_mut().zip(row.iter().step_by(step.max(1))).for_each(|(copy, value)| *copy = *value);
+                count += 1;
             }
-        }
+            transpose_panel(copies.chunks_exact(channels).take(count), panel, channels)
+        };
+        panel.as_chunks_mut::<WIDTH>().0.iter_mut().for_each(|lanes| lanes[count..].fill(0.0));
     }
 }
 
-/// Packs `[n, channels]` for products with it: a panel keeps [`WIDTH`] channels, row by row.
-fn pack_rows(matrix: Matrix<'_>, [n, channels]: [usize; 2], panels: &mut [f32]) {
+/// Packs `n` rows of so many channels for products with them: a panel keeps [`WIDTH`] channels, row by row.
+fn pack_rows<'a>(
+    rows: impl Iterator<Item = (&'a [f32], usize)> + Clone,
+    [n, channels]: [usize; 2],
+    panels: &mut [f32],
+) {
     for (panel, first) in panels.chunks_exact_mut((n * WIDTH).max(1)).zip((0..channels).step_by(WIDTH)) {
         let width = WIDTH.min(channels - first);
-        for (row, lanes) in panel.chunks_exact_mut(WIDTH).enumerate() {
-            let values = &matrix.values[row * matrix.strides[0] + first * matrix.strides[1]..];
+        for (lanes, (row, step)) in panel.chunks_exact_mut(WIDTH).zip(rows.clone()) {
+            let values = &row[first * step..];
             let (lanes, rest) = lanes.split_at_mut(width);
-            match matrix.strides[1] {
+            match step {
                 1 => lanes.copy_from_slice(&values[..width]),
                 step => lanes.iter_mut().enumerate().for_each(|(lane, value)| *value = values[lane * step]),
             }
@@ -241,9 +264,10 @@ pub(crate) fn backward(
             keys * value_width,
         ];
         with_scratch(sizes, |[by_key, by_value, keys_packed, given, scores, slopes, dq, dk, dv]| {
-            pack_columns(k.head(at, 0), [keys, width], by_key);
-            pack_columns(v.head(at, 0), [keys, value_width], by_value);
-            pack_rows(k.head(at, 0), [keys, width], keys_packed);
+            let [keys_of, values_of] = [k, v].map(|view| [Piece { view, rows: keys }]);
+            pack_columns(rows_of(&keys_of, at), width, by_key);
+            pack_columns(rows_of(&values_of, at), value_width, by_value);
+            pack_rows(rows_of(&keys_of, at), [keys, width], keys_packed);
             dk.fill(0.0);
             dv.fill(0.0);
             for first in (0..queries).step_by(block) {

@@ -9,12 +9,31 @@ use std::sync::{Mutex, PoisonError};
 /// # Safety
 /// `fill` must not read from the slice before writing, and must have written every element when it returns.
 pub(crate) unsafe fn written(n: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
-    let mut values = Vec::<f32>::with_capacity(n);
-    // SAFETY: the capacity is `n`, every bit pattern is an `f32`, and the caller promises that all are written first.
-    fill(unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr(), n) });
-    // SAFETY: all `n` values are initialised now.
-    unsafe { values.set_len(n) };
+    // SAFETY: the caller's promise.
+    let [values] = unsafe { all_written([n], |[values]| fill(values)) };
     values
+}
+
+/// Vectors of so many values, all of which `fill` writes in full.
+///
+/// # Safety
+/// As [`written`], for each of them.
+pub(crate) unsafe fn all_written<const N: usize>(
+    sizes: [usize; N],
+    fill: impl FnOnce([&mut [f32]; N]),
+) -> [Vec<f32>; N] {
+    let mut all = sizes.map(Vec::<f32>::with_capacity);
+    let mut asked = sizes.into_iter();
+    fill(all.each_mut().map(|values| {
+        let n = asked.next().unwrap_or_default().min(values.capacity());
+        // SAFETY: inside of the capacity, every bit pattern is an `f32`, and the caller promises that all are written first.
+        unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr(), n) }
+    }));
+    for (values, n) in all.iter_mut().zip(sizes) {
+        // SAFETY: all `n` values, for which there is room, are initialised now.
+        unsafe { values.set_len(n) };
+    }
+    all
 }
 
 /// A mutable slice that several threads write to, each to ranges of its own.

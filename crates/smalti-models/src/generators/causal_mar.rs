@@ -16,7 +16,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Result, Rng, TokenSpec, rng::Stream};
 use smalti_nn::attention::Visible;
-use smalti_nn::cache::KeyValueCache;
+use smalti_nn::cache::{Cache, KeyValueCache};
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
 use smalti_nn::positions::LearnedPositions;
 use smalti_nn::transformer::Block;

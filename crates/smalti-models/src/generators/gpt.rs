@@ -12,14 +12,14 @@ use super::{
     request::upload,
 };
 use crate::Codes;
-use crate::sampling::{Draws, Sampling, Seeded, filter, guide, to_host};
+use crate::sampling::{Draws, Sampling, Seeded, decide_rows, filter, guide, to_host};
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
 use smalti_nn::attention::Visible;
-use smalti_nn::cache::KeyValueCache;
+use smalti_nn::cache::{Cache, KeyValueCache};
 use smalti_nn::dense::{Dense, Pack, TokenEmbedding, TokenNorm};
 use smalti_nn::init::Init;
 use smalti_nn::positions::LearnedPositions;
@@ -504,26 +504,26 @@ impl GptGeneration {
             x = block.decode(x, cache);
         }
         let n = x.dims()[1];
-        let logits = self.model.head.forward(self.model.norm.forward(x.narrow(1, n - 1, 1)));
-        match self.sampling.is_guided() {
-            true => guide(logits, self.sampling.guidance_at(self.done, self.steps())),
-            false => logits,
-        }
+        let x = self.model.norm.forward(x.narrow(1, n - 1, 1));
+        self.model.head.forward(match self.sampling.is_guided() {
+            true => guide(x, self.sampling.guidance_at(self.done, self.steps())),
+            false => x,
+        })
     }
 
     fn sample(&mut self) {
         let (device, place) = (self.device.clone(), self.place());
         let logits = smalti_kernels::on_pool(&device, || self.predict());
-        let mut logits = to_host(logits);
-        let rows = logits.chunks_exact_mut(self.model.config.codes());
-        for (image, row) in rows.enumerate() {
-            self.codes[image][place] = match self.known[image][place] {
+        let decided =
+            decide_rows(&mut to_host(logits), self.model.config.codes(), |image, row| match self.known[image][place] {
                 Some(code) => code,
                 None => {
                     filter(row, &self.sampling);
                     self.draws.token(image, self.done, 0, row) as u32
                 }
-            };
+            });
+        for (codes, code) in self.codes.iter_mut().zip(decided) {
+            codes[place] = code;
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     request::upload,
 };
 use crate::Codes;
-use crate::sampling::{Draws, Sampling, Schedule, Seeded, filter, guide, log_sum_exp, to_host};
+use crate::sampling::{Draws, Sampling, Schedule, Seeded, decide_rows, filter, guide, log_sum_exp, to_host};
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
@@ -212,7 +212,14 @@ impl MaskGit {
     /// # Shapes
     /// `[b, n, width]` to `[b, n, words]`.
     pub fn logits(&self, features_bnd: Tensor<3>, words: usize) -> Tensor<3> {
-        let x = self.head_norm.forward(Activation::GeluTanh.forward(self.head.forward(features_bnd)));
+        self.against_table(self.before_table(features_bnd), words)
+    }
+
+    fn before_table(&self, features_bnd: Tensor<3>) -> Tensor<3> {
+        self.head_norm.forward(Activation::GeluTanh.forward(self.head.forward(features_bnd)))
+    }
+
+    fn against_table(&self, x: Tensor<3>, words: usize) -> Tensor<3> {
         let table = self.words.table.val().narrow(0, 0, words);
         let bias = self.head_bias.val().narrow(0, 0, words);
         x.matmul(table.transpose().unsqueeze()) + bias.unsqueeze()
@@ -379,30 +386,41 @@ impl MaskGitGeneration {
         }
         let features = self.model.features(self.condition_rows.clone(), upload(&rows, &self.device));
         let features = features.narrow(1, config.prefix(), config.tokens.length());
-        let mut logits = self.model.logits(features, config.codes());
-        if self.sampling.is_guided() {
-            logits = guide(logits, self.sampling.guidance_at(step, self.steps));
+        let x = self.model.before_table(features);
+        let x = match self.sampling.is_guided() {
+            true => guide(x, self.sampling.guidance_at(step, self.steps)),
+            false => x,
+        };
+        to_host(self.model.against_table(x, config.codes()))
+    }
+
+    /// A code for a place, and the confidence in it; none where one is decided.
+    fn guess(&self, image: usize, place: usize, step: usize, row: &[f32]) -> Option<(u32, f32)> {
+        if self.kept[image][place].is_some() {
+            return None;
         }
-        to_host(logits)
+        let mut filtered = row.to_vec();
+        filter(&mut filtered, &self.sampling);
+        let code = self.draws.token(image, step, place, &filtered);
+        // The model's own probability, before temperature and filters.
+        let log_probability = (f64::from(row[code]) - log_sum_exp(row)) as f32;
+        let noise = self.sampling.choice_temperature * (1.0 - self.progress(step));
+        Some((code as u32, log_probability + noise * self.draws.confidence_noise(image, step, place)))
+    }
+
+    /// The share of the schedule that is done after a step.
+    fn progress(&self, step: usize) -> f32 {
+        (step + 1) as f32 / self.steps as f32
     }
 
     /// Fills in the masked tokens of one image and masks again those that were drawn with the least confidence.
-    fn decide(&mut self, image: usize, step: usize, logits: &[f32]) {
-        let vocabulary = self.model.config.codes();
-        let progress = (step + 1) as f32 / self.steps as f32;
-        let noise = self.sampling.choice_temperature * (1.0 - progress);
-        let mut confidence = vec![f32::INFINITY; self.kept[image].len()];
-        for (place, row) in logits.chunks_exact(vocabulary).enumerate() {
-            if self.kept[image][place].is_some() {
-                continue;
+    fn decide(&mut self, image: usize, step: usize, guesses: &[Option<(u32, f32)>]) {
+        let progress = self.progress(step);
+        let mut confidence = vec![f32::INFINITY; guesses.len()];
+        for (place, guess) in guesses.iter().enumerate() {
+            if let Some((code, trust)) = *guess {
+                (self.guesses[image][place], confidence[place]) = (code, trust);
             }
-            let mut filtered = row.to_vec();
-            filter(&mut filtered, &self.sampling);
-            let code = self.draws.token(image, step, place, &filtered);
-            self.guesses[image][place] = code as u32;
-            // The model's own probability, before temperature and filters.
-            let log_probability = (f64::from(row[code]) - log_sum_exp(row)) as f32;
-            confidence[place] = log_probability + noise * self.draws.confidence_noise(image, step, place);
         }
         let masked = confidence.iter().filter(|c| c.is_finite()).count();
         let ratio = self.model.config.schedule.ratio(progress, self.unknown[image]);
@@ -430,10 +448,13 @@ impl Generation for MaskGitGeneration {
             return;
         }
         let step = self.sampling.first_step + self.done;
-        let logits = self.predict(step);
-        let each = logits.len() / self.kept.len();
-        for (image, logits) in logits.chunks_exact(each).enumerate() {
-            self.decide(image, step, logits);
+        let device = self.device.clone();
+        let mut logits = smalti_kernels::on_pool(&device, || self.predict(step));
+        let places = self.model.config.tokens.length();
+        let guesses =
+            decide_rows(&mut logits, self.model.config.codes(), |i, row| self.guess(i / places, i % places, step, row));
+        for (image, guesses) in guesses.chunks_exact(places).enumerate() {
+            self.decide(image, step, guesses);
         }
         self.done += 1;
     }

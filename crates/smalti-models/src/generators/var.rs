@@ -12,7 +12,7 @@ use super::{
 use crate::Codes;
 use crate::quantizers::multi_scale::{Refinement, tokens};
 use crate::quantizers::{MultiScale, MultiScaleConfig, Quantizer, VqConfig};
-use crate::sampling::{Draws, Sampling, Seeded, filter, guide, softmax, to_host};
+use crate::sampling::{Draws, Sampling, Seeded, decide_rows, filter, guide, softmax, to_host};
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
 use smalti_kernels::{gated_residual, modulated_layer_norm, silu};
 use smalti_nn::attention::{SelfAttention, Visible};
-use smalti_nn::cache::KeyValueCache;
+use smalti_nn::cache::GroupCache;
 use smalti_nn::dense::{Dense, Pack, TokenEmbedding};
 use smalti_nn::init::Init;
 use smalti_nn::positions::LearnedPositions;
@@ -291,7 +291,7 @@ impl VarBlock {
     ///
     /// # Shapes
     /// `[b, n, d]` to the same.
-    pub fn decode(&self, x_bnd: Tensor<3>, parts: &[Tensor<3>; PARTS], cache: &mut KeyValueCache) -> Tensor<3> {
+    pub fn decode(&self, x_bnd: Tensor<3>, parts: &[Tensor<3>; PARTS], cache: &mut GroupCache) -> Tensor<3> {
         self.around(x_bnd, parts, |x_bnd| self.attention.decode(x_bnd, cache))
     }
 
@@ -386,8 +386,12 @@ impl Var {
 
     /// Logits of all codes for each token of the last block's output, `[b, n, d]` to `[b, n, vocabulary]`.
     pub fn predict(&self, x_bnd: Tensor<3>, modulations: &Modulations) -> Tensor<3> {
+        self.head.forward(self.before_head(x_bnd, modulations))
+    }
+
+    fn before_head(&self, x_bnd: Tensor<3>, modulations: &Modulations) -> Tensor<3> {
         let [scale, shift] = modulations.head.clone();
-        self.head.forward(modulated_layer_norm(x_bnd, scale, shift, self.config.norm_epsilon))
+        modulated_layer_norm(x_bnd, scale, shift, self.config.norm_epsilon)
     }
 
     /// Logits of every token, each given the condition and the true tokens of the coarser levels.
@@ -461,7 +465,7 @@ impl Var {
             modulations: model.modulations(condition_rows),
             places: model.places(),
             // Nothing comes after the last level.
-            caches: model.blocks.iter().map(|_| KeyValueCache::of_groups(tokens.length() - last)).collect(),
+            caches: model.blocks.iter().map(|_| GroupCache::new(tokens.length() - last)).collect(),
             codes: known.iter().map(row).collect(),
             sizes,
             sampling: request.sampling.clone(),
@@ -511,7 +515,7 @@ pub struct VarGeneration {
     modulations: Modulations,
     places: Tensor<3>,
     sizes: Vec<usize>,
-    caches: Vec<KeyValueCache>,
+    caches: Vec<GroupCache>,
     known: Vec<Vec<Option<u32>>>,
     /// Finer levels hold the code that adds least, so that the codes so far are a blurred picture.
     codes: Vec<Vec<u32>>,
@@ -533,16 +537,18 @@ impl VarGeneration {
 
     /// Logits of the next level with guidance, `[n, n_k, vocabulary]`. Call it before the last step is done.
     pub fn logits(&mut self) -> Tensor<3> {
-        let logits = self.logits.take().unwrap_or_else(|| {
-            let x = self.feed();
-            let logits = self.model.predict(x, &self.modulations);
-            match self.sampling.is_guided() {
-                true => guide(logits, self.sampling.guidance_at(self.done, self.steps())),
-                false => logits,
-            }
-        });
+        let logits = self.logits.take().unwrap_or_else(|| self.predict());
         self.logits = Some(logits.clone());
         logits
+    }
+
+    fn predict(&mut self) -> Tensor<3> {
+        let x = self.feed();
+        let x = self.model.before_head(x, &self.modulations);
+        self.model.head.forward(match self.sampling.is_guided() {
+            true => guide(x, self.sampling.guidance_at(self.done, self.steps())),
+            false => x,
+        })
     }
 
     /// Feeds the next level to the blocks; returns the last one's output.
@@ -580,11 +586,13 @@ impl VarGeneration {
                 places.clone().for_each(|place| codes[place] = known[place].unwrap_or_default());
             }
         } else {
-            let mut logits = to_host(self.logits());
-            let vocabulary = self.model.config.codes();
-            for (i, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
-                let (image, place) = (i / places.len(), self.first + i % places.len());
-                self.decide_one(image, place, row);
+            let logits = self.logits.take().unwrap_or_else(|| self.predict());
+            let (mut logits, vocabulary) = (to_host(logits), self.model.config.codes());
+            let decided = decide_rows(&mut logits, vocabulary, |i, row| {
+                self.decide_one(i / places.len(), places.start + i % places.len(), row)
+            });
+            for (codes, decided) in self.codes.iter_mut().zip(decided.chunks_exact(places.len())) {
+                codes[places.clone()].copy_from_slice(decided);
             }
             if self.sampling.smooth {
                 let weights = TensorData::new(logits, [images * places.len(), vocabulary]);
@@ -597,9 +605,9 @@ impl VarGeneration {
     }
 
     /// Decides one token. In smooth generation its logits become the weights of all codes.
-    fn decide_one(&mut self, image: usize, place: usize, logits: &mut [f32]) {
+    fn decide_one(&self, image: usize, place: usize, logits: &mut [f32]) -> u32 {
         let known = self.known[image][place];
-        self.codes[image][place] = match known {
+        let code = match known {
             Some(code) => code,
             None => {
                 filter(logits, &self.sampling);
@@ -607,9 +615,9 @@ impl VarGeneration {
             }
         };
         if !self.sampling.smooth {
-            return;
+            return code;
         }
-        if let Some(code) = known {
+        if known.is_some() {
             logits.fill(f32::NEG_INFINITY);
             logits[code as usize] = 0.0;
         } else {
@@ -619,6 +627,7 @@ impl VarGeneration {
             logits.iter_mut().zip(noise).for_each(|(x, noise)| *x = (*x * (1.0 + progress) + noise) / temperature);
         }
         softmax(logits);
+        code
     }
 }
 

@@ -3,14 +3,15 @@
 use super::filter::draw;
 use smalti_base::Rng;
 
-/// The random draws of a generation, by image of the batch, decoding step and place of the layout.
-pub trait Draws: Send {
+/// The random draws of a generation, by image of the batch, decoding step and place of the layout. Places may be asked for in any
+/// order, and by several threads at once.
+pub trait Draws: Send + Sync {
     /// A token from `softmax(logits)`; filters have been applied.
-    fn token(&mut self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize;
+    fn token(&self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize;
     /// Gumbel noise on the confidence in a place.
-    fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32;
+    fn confidence_noise(&self, image: usize, step: usize, place: usize) -> f32;
     /// Gumbel noise on the logits of all codes in a place.
-    fn noise(&mut self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32>;
+    fn noise(&self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32>;
 }
 
 /// Draws keyed by each image's own seed, so that an image does not depend on its batch.
@@ -32,15 +33,15 @@ impl Seeded {
 }
 
 impl Draws for Seeded {
-    fn token(&mut self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize {
+    fn token(&self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize {
         draw(logits, self.images[image].stream(place as u64, step as u64).uniform_f64())
     }
 
-    fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32 {
+    fn confidence_noise(&self, image: usize, step: usize, place: usize) -> f32 {
         self.images[image].stream(CONFIDENCE + place as u64, step as u64).gumbel()
     }
 
-    fn noise(&mut self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
+    fn noise(&self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
         let mut stream = self.images[image].stream(CODES + place as u64, step as u64);
         (0..codes).map(|_| stream.gumbel()).collect()
     }

@@ -37,14 +37,15 @@ fn keep_top_k(logits: &mut [f32], k: usize) {
 /// Keeps the most likely tokens up to and with the first whose cumulative probability exceeds `p`.
 fn keep_top_p(logits: &mut [f32], p: f32) {
     let total = log_sum_exp(logits);
-    let mut order: Vec<usize> = (0..logits.len()).filter(|i| logits[*i] > f32::NEG_INFINITY).collect();
-    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    let mut order: Vec<(f32, usize)> =
+        logits.iter().copied().zip(0..).filter(|(logit, _)| *logit > f32::NEG_INFINITY).collect();
+    order.sort_unstable_by(|(a, i), (b, j)| b.total_cmp(a).then(i.cmp(j)));
     let mut cumulative = 0.0;
-    for i in order {
+    for (logit, i) in order {
         if cumulative > f64::from(p) {
             logits[i] = f32::NEG_INFINITY;
         } else {
-            cumulative += (f64::from(logits[i]) - total).exp();
+            cumulative += (f64::from(logit) - total).exp();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How tokens are drawn from logits. Everything here runs on the host, on one row of logits at a time.
+//! How tokens are drawn from logits. Everything here runs on the host, on one row of logits at a time, but for guidance.
 
 mod draws;
 mod filter;
@@ -10,6 +10,7 @@ pub use schedule::Schedule;
 
 use crate::generators::diffusion::Respacing;
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result};
 
@@ -122,14 +123,25 @@ impl Sampling {
 }
 
 /// Classifier-free guidance (arXiv 2207.12598): the first half of the rows is conditional, the second half unconditional.
+/// Its weights add up to one, so what a linear layer (with a bias or without) makes of guided inputs are its guided outputs, at half the
+/// cost where it makes many.
 ///
 /// # Shapes
 /// `[2 n, ..]` to `[n, ..]`.
-pub fn guide<const D: usize>(logits: Tensor<D>, guidance: f32) -> Tensor<D> {
-    let n = logits.dims()[0] / 2;
-    let conditional = logits.clone().narrow(0, 0, n);
-    let unconditional = logits.narrow(0, n, n);
+pub fn guide<const D: usize>(values: Tensor<D>, guidance: f32) -> Tensor<D> {
+    let n = values.dims()[0] / 2;
+    let conditional = values.clone().narrow(0, 0, n);
+    let unconditional = values.narrow(0, n, n);
     (conditional - unconditional.clone()) * guidance + unconditional
+}
+
+/// Decides something for each row of logits; rows are shared among the threads.
+pub(crate) fn decide_rows<T: Send>(
+    logits: &mut [f32],
+    vocabulary: usize,
+    decide: impl Fn(usize, &mut [f32]) -> T + Sync,
+) -> Vec<T> {
+    logits.par_chunks_exact_mut(vocabulary).enumerate().map(|(i, row)| decide(i, row)).collect()
 }
 
 /// Reads logits from their device, which waits for it.

@@ -106,16 +106,16 @@ impl Given {
 }
 
 impl Draws for Given {
-    fn token(&mut self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize {
+    fn token(&self, image: usize, step: usize, place: usize, logits: &[f32]) -> usize {
         let noise = self.sample[self.index(image, step, place) * logits.len()..].iter();
         argmax(&logits.iter().zip(noise).map(|(logit, noise)| logit + noise).collect::<Vec<f32>>())
     }
 
-    fn confidence_noise(&mut self, image: usize, step: usize, place: usize) -> f32 {
+    fn confidence_noise(&self, image: usize, step: usize, place: usize) -> f32 {
         self.choice[self.index(image, step, place)]
     }
 
-    fn noise(&mut self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
+    fn noise(&self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
         self.sample[self.index(image, step, place) * codes..][..codes].to_vec()
     }
 }

@@ -274,18 +274,18 @@ struct MostLikely {
 }
 
 impl Draws for MostLikely {
-    fn token(&mut self, _: usize, step: usize, _: usize, logits: &[f32]) -> usize {
+    fn token(&self, _: usize, step: usize, _: usize, logits: &[f32]) -> usize {
         if let (true, Ok(mut seen)) = (self.step == Some(step), self.seen.lock()) {
             seen.extend_from_slice(logits);
         }
         argmax(logits)
     }
 
-    fn confidence_noise(&mut self, _: usize, _: usize, _: usize) -> f32 {
+    fn confidence_noise(&self, _: usize, _: usize, _: usize) -> f32 {
         0.0
     }
 
-    fn noise(&mut self, _: usize, _: usize, _: usize, codes: usize) -> Vec<f32> {
+    fn noise(&self, _: usize, _: usize, _: usize, codes: usize) -> Vec<f32> {
         vec![0.0; codes]
     }
 }

@@ -6,11 +6,11 @@
 pub(crate) mod panel;
 
 use super::buffer::Shared;
+use super::simd::simd;
 use super::transpose::transpose;
 use panel::{ROWS, WIDTH, Weight};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 /// Bytes of the panels of a task: they stay in the second-level cache while it goes over its rows.
 const TASK: usize = 1 << 18;
@@ -18,11 +18,6 @@ const TASK: usize = 1 << 18;
 const BLOCK: usize = 64;
 /// Multiplications that are not worth sharing.
 const SMALL: usize = 1 << 17;
-
-/// Lines of a transposed matrix that are kept for the next one: 32 MiB.
-const KEPT: usize = 1 << 19;
-
-static SPARE: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 
 /// How the weights of a matrix are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,34 +64,6 @@ impl Panels {
             }
         }
         panels
-    }
-
-    /// Calls `work` with the packed transpose of `values [outputs, inputs]`, in `f32`. Its memory is kept for the next call, if it is
-    /// not much: fresh memory would cost as much time as packing.
-    pub(crate) fn with_transposed<R>(
-        values: &[f32],
-        [inputs, outputs]: [usize; 2],
-        work: impl FnOnce(&Self) -> R,
-    ) -> R {
-        assert_eq!(values.len(), inputs * outputs, "values of a matrix [{outputs}, {inputs}]");
-        let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lines = std::mem::take(&mut *spare());
-        let count = outputs.div_ceil(WIDTH) * WIDTH * inputs / 16;
-        if lines.len() < count {
-            lines = vec![Line([0; 64]); count];
-        }
-        let mut panels = Self { lines, scales: Vec::new(), kind: Kind::F32, inputs, outputs };
-        panels.weights_mut::<f32>().par_chunks_exact_mut((inputs * WIDTH).max(1)).enumerate().for_each(
-            |(panel, weights)| {
-                let rows = &values[panel * WIDTH * inputs..];
-                transpose_panel(&rows[..rows.len().min(WIDTH * inputs)], weights, inputs);
-            },
-        );
-        let result = work(&panels);
-        if panels.lines.len() <= KEPT {
-            *spare() = panels.lines;
-        }
-        result
     }
 
     fn fill<W: Weight>(&mut self, values: &[f32], keep: impl Fn(usize, f32) -> W + Sync) {
@@ -172,24 +139,28 @@ impl Panels {
     }
 }
 
-/// Rows of `inputs` values, at most [`WIDTH`] of them, to the columns of `weights [inputs, WIDTH]`. What other columns hold stays.
-fn transpose_panel(rows: &[f32], weights: &mut [f32], inputs: usize) {
-    let whole = inputs - inputs % 16;
+/// The next rows of `inputs` values, at most [`WIDTH`] of them, to the columns of `weights [inputs, WIDTH]`; returns how many. What other
+/// columns hold stays.
+pub(crate) fn transpose_panel<'a>(rows: impl Iterator<Item = &'a [f32]>, weights: &mut [f32], inputs: usize) -> usize {
+    let (mut all, mut count) = ([&[][..]; WIDTH], 0);
+    for (place, row) in all.iter_mut().zip(rows) {
+        (*place, count) = (&row[..inputs], count + 1);
+    }
     let mut block = [0.0; 256];
-    for (lane, rows) in rows.chunks(16 * inputs).enumerate().map(|(i, rows)| (16 * i, rows)) {
-        let is_full = rows.len() == 16 * inputs;
-        let done = if is_full { whole } else { 0 };
+    for (lane, rows) in all[..count].chunks(16).enumerate().map(|(i, rows)| (16 * i, rows)) {
+        let done = if rows.len() == 16 { inputs - inputs % 16 } else { 0 };
         for first in (0..done).step_by(16) {
-            for (line, row) in block.as_chunks_mut::<16>().0.iter_mut().zip(rows.chunks_exact(inputs)) {
+            for (line, row) in block.as_chunks_mut::<16>().0.iter_mut().zip(rows) {
                 line.copy_from_slice(&row[first..first + 16]);
             }
             transpose(&block, Shared::new(&mut *weights), first * WIDTH + lane, WIDTH, 16);
         }
-        for (i, row) in rows.chunks_exact(inputs.max(1)).enumerate() {
+        for (i, row) in rows.iter().enumerate() {
             let weights = weights[done * WIDTH..].iter_mut().skip(lane + i).step_by(WIDTH);
             weights.zip(&row[done..]).for_each(|(weight, value)| *weight = *value);
         }
     }
+    count
 }
 
 /// For each column the step between neighbouring integers: the largest magnitude is 127 steps. Not a number where a value
@@ -288,24 +259,40 @@ impl<'a> Target<'a> {
             let x = &x[row * inputs..(row + count) * inputs];
             for panel in panels.clone() {
                 panel::multiply(&weights[panel * inputs * WIDTH..][..inputs * WIDTH], x, inputs, &mut sums);
-                for (i, sums) in sums[..count].iter().enumerate() {
-                    self.finish(panel, row + i, sums);
-                }
+                let (first, outputs) = (panel * WIDTH, self.panels.outputs);
+                let columns = first..outputs.min(first + WIDTH);
+                let scales = self.panels.scales.get(columns.clone()).unwrap_or_default();
+                let bias = self.bias.map_or(&[][..], |bias| &bias[columns]);
+                finish(&sums[..count], scales, bias, self.y, [row * outputs + first, outputs]);
             }
         }
     }
+}
 
-    fn finish(&self, panel: usize, row: usize, sums: &[f32; WIDTH]) {
-        let (first, outputs) = (panel * WIDTH, self.panels.outputs);
-        let width = WIDTH.min(outputs - first);
-        // SAFETY: tasks have rows and panels of their own.
-        let y = unsafe { self.y.range(row * outputs + first, width) };
-        match self.panels.scales.get(first..first + width) {
-            Some(scales) => y.iter_mut().zip(sums).zip(scales).for_each(|((y, sum), scale)| *y = sum * scale),
-            None => y.copy_from_slice(&sums[..width]),
-        }
-        if let Some(bias) = self.bias {
-            y.iter_mut().zip(&bias[first..]).for_each(|(y, bias)| *y += bias);
+simd! {
+    /// Sums of rows, times the scales if there are any, plus the bias if there is one, to where they begin in
+    /// `y`, and as far apart as `place` says.
+    fn finish(
+        sums: &[[f32; WIDTH]],
+        scales: &[f32],
+        bias: &[f32],
+        y: Shared<'_>,
+        place: [usize; 2],
+    ) {
+        let [start, stride] = place;
+        let width = WIDTH.min(stride - start % stride);
+        for (i, sums) in sums.iter().enumerate() {
+            // SAFETY: tasks have rows and panels of their own.
+            let y = unsafe { y.range(start + i * stride, width) };
+            match (scales, bias) {
+                ([], []) => y.copy_from_slice(&sums[..width]),
+                ([], bias) => y.iter_mut().zip(sums).zip(bias).for_each(|((y, sum), bias)| *y = sum + bias),
+                (scales, []) => y.iter_mut().zip(sums).zip(scales).for_each(|((y, sum), scale)| *y = sum * scale),
+                (scales, bias) => {
+                    let factors = scales.iter().zip(bias);
+                    y.iter_mut().zip(sums).zip(factors).for_each(|((y, sum), (scale, bias))| *y = sum * scale + bias);
+                }
+            }
         }
     }
 }

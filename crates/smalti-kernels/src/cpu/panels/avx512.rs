@@ -41,6 +41,15 @@ unsafe fn kernel<const V: usize, const N: usize>(task: Task<'_>) {
                 }
             }
         }
+        Start::Lanes(bias) => {
+            for v in 0..V {
+                // SAFETY: there is a bias for each lane of the mask.
+                let bias = unsafe { _mm512_maskz_loadu_ps(masks[v], bias.as_ptr().wrapping_add(16 * v)) };
+                for n in 0..N {
+                    sums[n][v] = bias;
+                }
+            }
+        }
     }
     let (mut left, mut right) = (task.left, task.right);
     for _ in 0..depth {

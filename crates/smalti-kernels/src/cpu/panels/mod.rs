@@ -25,6 +25,8 @@ pub(crate) enum Start<'a> {
     Zero,
     /// A value for each row.
     Bias(&'a [f32]),
+    /// A value for each lane.
+    Lanes(&'a [f32]),
     /// What the place holds.
     Sum,
 }
@@ -52,8 +54,10 @@ pub(crate) unsafe fn multiply(
 ) {
     assert!(rows > 0 && rows <= ROWS && lanes > 0 && lanes <= width && width <= WIDTH && width.is_multiple_of(16));
     assert!(left.len() >= depth * width && right.len() >= depth * ROWS, "panels shorter than their depth");
-    if let Start::Bias(bias) = start {
-        assert!(bias.len() >= rows, "a bias for each row");
+    match start {
+        Start::Bias(bias) => assert!(bias.len() >= rows, "a bias for each row"),
+        Start::Lanes(bias) => assert!(bias.len() >= lanes, "a bias for each lane"),
+        Start::Zero | Start::Sum => {}
     }
     let target = place.values.pointer(place.start, (rows - 1) * place.stride + lanes);
     let task = Task {
@@ -94,10 +98,14 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// The bias that the sums of a row begin with.
+    /// What the sums of a row begin with, from a lane on.
     #[inline(always)]
-    fn bias(&self, row: usize) -> f32 {
-        if let Start::Bias(bias) = self.start { bias[row] } else { 0.0 }
+    fn begin(&self, row: usize, lane: usize, sums: &mut [f32]) {
+        match self.start {
+            Start::Zero | Start::Sum => sums.fill(0.0),
+            Start::Bias(bias) => sums.fill(bias[row]),
+            Start::Lanes(bias) => sums.iter_mut().zip(&bias[lane..]).for_each(|(sum, bias)| *sum = *bias),
+        }
     }
 }
 
@@ -117,7 +125,7 @@ unsafe fn in_parts<const A: usize, const B: usize>(
             let (lanes, rows) = (A.min(task.lanes - lane), B.min(task.rows - row));
             let mut sums = [[0.0; A]; B];
             for (r, sums) in sums.iter_mut().enumerate().take(rows) {
-                sums.fill(task.bias(row + r));
+                task.begin(row + r, lane, sums);
             }
             // SAFETY: `A` divides the width and `B` divides `ROWS`, so that both panels hold what the kernel reads.
             let (left, right) = unsafe { (task.left.add(lane), task.right.add(row)) };
@@ -151,9 +159,9 @@ mod tests {
         {
             for (width, lanes) in [(16, 16), (16, 5), (32, 32), (32, 16), (32, 17), (32, 1), (32, 31)] {
                 let (left, right) = (values(depth * width, case), values(depth * ROWS, case + 1));
-                let bias = values(rows, case + 2);
+                let (bias, by_lane) = (values(rows, case + 2), values(lanes, case + 4));
                 let stride = lanes + case % 3;
-                for start in [Start::Zero, Start::Bias(&bias), Start::Sum] {
+                for start in [Start::Zero, Start::Bias(&bias), Start::Lanes(&by_lane), Start::Sum] {
                     let before = values(rows * stride + 3, case + 3);
                     let mut found = before.clone();
                     let place = Place { values: Shared::new(&mut found), start: 2, stride };
@@ -164,6 +172,7 @@ mod tests {
                         let first = match start {
                             Start::Zero => 0.0,
                             Start::Bias(bias) => bias[r],
+                            Start::Lanes(bias) => bias[l],
                             Start::Sum => before[2 + r * stride + l],
                         };
                         let sum: f32 = (0..depth).map(|k| left[k * width + l] * right[k * ROWS + r]).sum();

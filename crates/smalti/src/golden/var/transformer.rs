@@ -180,15 +180,15 @@ impl Given {
 }
 
 impl Draws for Given {
-    fn token(&mut self, _: usize, _: usize, _: usize, logits: &[f32]) -> usize {
+    fn token(&self, _: usize, _: usize, _: usize, logits: &[f32]) -> usize {
         argmax(logits)
     }
 
-    fn confidence_noise(&mut self, _: usize, _: usize, _: usize) -> f32 {
+    fn confidence_noise(&self, _: usize, _: usize, _: usize) -> f32 {
         0.0
     }
 
-    fn noise(&mut self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
+    fn noise(&self, image: usize, step: usize, place: usize, codes: usize) -> Vec<f32> {
         let level = &self.noise[step];
         let places = level.len() / codes / self.images;
         level[(image * places + place - self.first[step]) * codes..][..codes].to_vec()
