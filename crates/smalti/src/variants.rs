@@ -42,6 +42,8 @@ const RECIPES: &[(&str, &str)] = recipes![
     "var/imagenet-d24",
     "var/imagenet-d30",
     "var/imagenet-vqvae",
+    "var/fashion",
+    "var/fashion-vqvae",
     "var/tiny",
     "var/tiny-vqvae",
     "vit/imagenet-base",

@@ -4,8 +4,8 @@ use super::buffer::{Shared, with_scratch, written};
 use super::gemm::{Matrix, multiply};
 use super::packed::panel::{self, ROWS, WIDTH};
 use super::packed::transpose_panel;
+use super::share::share;
 use super::simd::{LANES, exp, simd};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Sizes and options of one call.
@@ -127,7 +127,7 @@ pub(crate) fn forward(
     ];
     let fill = |out: &mut [f32]| {
         let out = Shared::new(out);
-        (0..batch * heads * parts).into_par_iter().for_each(|task| {
+        share(batch * heads * parts, |task| {
             let (head, part) = (task / parts, task % parts);
             let at = [head / heads, head % heads];
             with_scratch(sizes, |[keys_packed, values_packed, asked, scores, mixed, totals]| {
@@ -249,7 +249,7 @@ pub(crate) fn backward(
     let mut dk = vec![0.0; batch * keys * heads * width];
     let mut dv = vec![0.0; batch * keys * heads * value_width];
     let [to_q, to_k, to_v] = [&mut dq, &mut dk, &mut dv].map(|values| Shared::new(values));
-    (0..batch * heads).into_par_iter().for_each(|head| {
+    share(batch * heads, |head| {
         let at = [head / heads, head % heads];
         let block = shape.block();
         let sizes = [

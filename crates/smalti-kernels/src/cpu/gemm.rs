@@ -3,6 +3,7 @@
 use super::buffer::{Shared, with_shared};
 use super::packed::transpose_panel;
 use super::panels::{self, Place, ROWS, Start, WIDTH};
+use super::share::share;
 use super::transpose::transpose;
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -34,9 +35,8 @@ const LEAST: [usize; 3] = [48, WIDTH, 32];
 /// Most summands that are packed at a time: the panels of a task stay in the second-level cache.
 const DEPTH: usize = 1024;
 
-/// Values of the packed columns of the right factor, 8 MiB, and of the packed rows of the left one, 4 MiB.
-const COLUMNS: usize = 2 << 20;
-const LINES: usize = 1 << 20;
+/// Most values of the packed columns of the right factor, 8 MiB, and of the packed rows of the left one.
+const PACKED: usize = 2 << 20;
 
 /// Values of the panels of columns that a task goes over for each panel of rows, 384 KiB.
 const GROUP: usize = 96 << 10;
@@ -44,8 +44,11 @@ const GROUP: usize = 96 << 10;
 /// Values that are worth a task to fill.
 const FILL: usize = 1 << 15;
 
+/// Summands of a task that packs them.
+const SUMMANDS: usize = 32;
+
 /// Panels of rows of a task.
-const STRIP: usize = 22;
+const STRIP: usize = 12;
 
 /// `lhs rhs + bias` for `lhs [m, k]`, `rhs [k, n]` and a bias for each column, row by row into `dst`, by all threads of the pool.
 /// All of `dst` is written before it is read. Each value is one sum over at most [`DEPTH`] summands in their order, or the sum of such
@@ -73,8 +76,8 @@ pub(crate) fn multiply_on_all_threads(
     // Equal pieces.
     let piece = |size: usize, most: usize, unit: usize| size.div_ceil(size.div_ceil(most)).next_multiple_of(unit);
     let depth = piece(k, DEPTH, 1);
-    let columns = piece(n, COLUMNS / depth, WIDTH);
-    let lines = piece(m, LINES / depth, ROWS);
+    let columns = piece(n, PACKED / depth, WIDTH);
+    let lines = piece(m, PACKED / depth, ROWS);
     let target = Shared::new(dst);
     with_shared((columns + lines) * depth, |memory| {
         let (left, right) = memory.split_at_mut(columns * depth);
@@ -106,9 +109,11 @@ fn tiles<'a>(
     [rows, columns]: [Range<usize>; 2],
     start: impl Fn(usize) -> Start<'a> + Sync,
 ) {
-    let (group, strip) = ((GROUP / (WIDTH * depth)).max(1) * WIDTH, STRIP * ROWS);
+    let panels = columns.len().div_ceil(WIDTH);
+    let groups = panels.div_ceil((GROUP / (WIDTH * depth)).max(1));
+    let (group, strip) = (panels.div_ceil(groups) * WIDTH, STRIP * ROWS);
     let strips = rows.len().div_ceil(strip);
-    (0..columns.len().div_ceil(group) * strips).into_par_iter().for_each(|task| {
+    share(columns.len().div_ceil(group) * strips, |task| {
         let (first, top) = (task / strips * group, task % strips * strip);
         for row in (top..rows.len().min(top + strip)).step_by(ROWS) {
             for column in (first..columns.len().min(first + group)).step_by(WIDTH) {
@@ -136,13 +141,19 @@ impl Matrix<'_> {
 
 /// Packs the summands of these rows: panels `[summands, width]`, with zeros where there is no row.
 fn pack(panels: &mut [f32], width: usize, matrix: Matrix<'_>, rows: Range<usize>, summands: Range<usize>) {
-    let depth = summands.len();
-    let panels = panels.par_chunks_exact_mut(width * depth).zip(rows.clone().into_par_iter().step_by(width));
-    panels.for_each(|(panel, row)| {
-        let count = width.min(rows.end - row);
-        let [of_row, of_summand] = matrix.strides;
-        let values = &matrix.values[row * of_row + summands.start * of_summand..];
-        if of_summand == 1 {
+    let (depth, panels) = (summands.len(), Shared::new(panels));
+    let [of_row, of_summand] = matrix.strides;
+    let count = rows.len().div_ceil(width);
+    let part = |panel: usize, first: usize| {
+        let row = panel * width;
+        let values = &matrix.values[(rows.start + row) * of_row + (summands.start + first) * of_summand..];
+        (values, width.min(rows.len() - row))
+    };
+    if of_summand == 1 {
+        return share(count, |panel| {
+            let (values, count) = part(panel, 0);
+            // SAFETY: each panel belongs to one task.
+            let panel = unsafe { panels.range(panel * width * depth, width * depth) };
             let rows = (0..count).map(|row| &values[row * of_row..]);
             match width {
                 WIDTH => drop(transpose_panel(rows, panel, depth)),
@@ -151,19 +162,28 @@ fn pack(panels: &mut [f32], width: usize, matrix: Matrix<'_>, rows: Range<usize>
             if count < width {
                 panel.chunks_exact_mut(width).for_each(|lanes| lanes[count..].fill(0.0));
             }
-            return;
-        }
-        if of_row == 1 && count == width {
-            return match width {
-                WIDTH => copy_lanes::<WIDTH>(panel, values, of_summand),
-                _ => copy_lanes::<ROWS>(panel, values, of_summand),
-            };
-        }
-        for (summand, lanes) in panel.chunks_exact_mut(width).enumerate() {
-            let values = &values[summand * of_summand..];
-            let (lanes, rest) = lanes.split_at_mut(count);
-            lanes.iter_mut().zip(values.iter().step_by(of_row.max(1))).for_each(|(lane, value)| *lane = *value);
-            rest.fill(0.0);
+        });
+    }
+    // Some summands of all panels, so that memory is read line by line.
+    share(depth.div_ceil(SUMMANDS), |task| {
+        let first = task * SUMMANDS;
+        let size = SUMMANDS.min(depth - first) * width;
+        for panel in 0..count {
+            let (values, count) = part(panel, first);
+            // SAFETY: these summands belong to this task.
+            let lanes = unsafe { panels.range((panel * depth + first) * width, size) };
+            match (of_row, width) {
+                (1, WIDTH) if count == width => copy_lanes::<WIDTH>(lanes, values, of_summand),
+                (1, ROWS) if count == width => copy_lanes::<ROWS>(lanes, values, of_summand),
+                _ => {
+                    for (summand, lanes) in lanes.chunks_exact_mut(width).enumerate() {
+                        let values = values[summand * of_summand..].iter().step_by(of_row.max(1));
+                        let (lanes, rest) = lanes.split_at_mut(count);
+                        lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane = *value);
+                        rest.fill(0.0);
+                    }
+                }
+            }
         }
     });
 }
@@ -250,7 +270,7 @@ mod tests {
     #[test]
     fn every_size_and_layout_equals_the_plain_sum() {
         // Small ones, edges of panels, and several pieces of summands, columns and rows.
-        let sizes = [[3, 40, 50], [48, 32, 32], [49, 65, 33], [60, 3100, 2100], [1600, 33, 700], [97, 131, 1025]];
+        let sizes = [[3, 40, 50], [48, 32, 32], [49, 65, 33], [60, 3100, 2100], [3100, 33, 700], [97, 131, 1025]];
         for (case, [m, n, k]) in sizes.into_iter().enumerate() {
             let (a, b, bias) = (values(m * k, case), values(k * n, case + 1), values(n, case + 2));
             for turned in 0..4 {

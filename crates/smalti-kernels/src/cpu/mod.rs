@@ -15,6 +15,7 @@ pub(crate) mod linear;
 pub(crate) mod nearest_code;
 pub(crate) mod packed;
 pub(crate) mod panels;
+pub(crate) mod share;
 pub(crate) mod simd;
 pub(crate) mod squares;
 mod transpose;

@@ -5,6 +5,7 @@ use super::Geometry;
 use super::gather::Columns;
 use crate::cpu::buffer::{Shared, with_scratch, with_shared, written};
 use crate::cpu::panels::{Place, ROWS, Start, WIDTH, multiply};
+use crate::cpu::share::share;
 use crate::cpu::simd::LANES;
 use crate::cpu::transpose::transpose;
 use rayon::prelude::*;
@@ -104,7 +105,7 @@ fn convolve(batch: usize, columns: &Columns<'_>, weights: Weights<'_>, bias: Opt
     with_shared(panels * depth * ROWS, |packed| {
         packed.par_chunks_exact_mut(depth * ROWS).enumerate().for_each(|(panel, packed)| weights.pack(panel, packed));
         let packed = &*packed;
-        (0..batch * across * groups).into_par_iter().for_each(|i| {
+        share(batch * across * groups, |i| {
             let (image, first, some) = (i / groups / across, i / groups % across * WIDTH, i % groups * group);
             let some = some..panels.min(some + group);
             let lanes = WIDTH.min(columns.area() - first);
@@ -211,7 +212,7 @@ pub(super) fn backward_weight(g: Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
                 pack(&results, image, part.clone(), rows, packed, ROWS);
             });
             let packed = &*packed;
-            (0..across * groups).into_par_iter().for_each(|i| {
+            share(across * groups, |i| {
                 let (first, some) = (i / groups * WIDTH, i % groups * group);
                 let lanes = first..depth.min(first + WIDTH);
                 with_scratch([DEPTH * WIDTH + 16], |[left]| {

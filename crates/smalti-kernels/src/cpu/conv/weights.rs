@@ -7,9 +7,9 @@ use super::tiles::{Grid, POINTS, Panels, Source};
 use super::transforms::{gradients, inputs};
 use crate::cpu::buffer::{Shared, with_scratch, with_shared};
 use crate::cpu::panels::{Place, ROWS, Start, WIDTH, multiply};
+use crate::cpu::share::share;
 use crate::cpu::simd::LANES;
 use crate::cpu::transpose::transpose;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Tiles that are multiplied at once: a panel of them fits into the first level cache.
@@ -107,7 +107,9 @@ impl Side<'_> {
         let groups = tiles.len().div_ceil(LANES);
         let some = groups.div_ceil((4 * rayon::current_num_threads()).div_ceil(self.panels()));
         let tasks = (0..self.panels()).flat_map(|panel| (0..groups).step_by(some).map(move |group| (panel, group)));
-        tasks.collect::<Vec<_>>().into_par_iter().for_each(|(panel, group)| {
+        let tasks = tasks.collect::<Vec<_>>();
+        share(tasks.len(), |task| {
+            let (panel, group) = tasks[task];
             with_scratch([Panels::size(LANES, LANES, LANES)], |[memory]| {
                 let memory = Shared::new(memory);
                 for group in group..groups.min(group + some) {
@@ -145,7 +147,7 @@ impl Products<'_> {
     /// Adds to `sums [36, given panels, seen panels, ROWS, WIDTH]`, or begins them.
     fn add_all(self, sums: Shared<'_>, begin: bool) {
         let (across, down) = (self.seen.panels(), self.given.panels());
-        (0..POINTS * across).into_par_iter().for_each(|i| {
+        share(POINTS * across, |i| {
             let (point, lanes) = (i / across, i % across);
             for start in (0..self.depth).step_by(DEPTH) {
                 for rows in 0..down {
@@ -161,7 +163,7 @@ impl Products<'_> {
         let (across, down) = (self.seen.panels(), self.given.panels());
         let few = (across * down / (4 * rayon::current_num_threads())).clamp(1, 4);
         let groups = down.div_ceil(few);
-        (0..groups * across).into_par_iter().for_each(|i| {
+        share(groups * across, |i| {
             let (lanes, first) = (i / groups, i % groups * few);
             let rows = first..down.min(first + few);
             let pitch = rows.len() * PRODUCT;
@@ -199,7 +201,7 @@ impl Products<'_> {
 /// Transforms all sums.
 fn finish(seen: Side<'_>, given: Side<'_>, sums: Shared<'_>, target: Shared<'_>) {
     let (across, down) = (seen.panels(), given.panels());
-    (0..down * across).into_par_iter().for_each(|i| {
+    share(down * across, |i| {
         let pitch = down * across * PRODUCT;
         finish_panel(seen, given, [i / across, i % across], (sums, i * PRODUCT, pitch), target);
     });

@@ -11,7 +11,7 @@ use super::tiles::{Grid, POINTS, Panels, Source, Target};
 use super::transforms::{inputs, outputs};
 use crate::cpu::buffer::{Shared, with_scratch, with_shared, written};
 use crate::cpu::panels::{Place, ROWS, Start, WIDTH, multiply};
-use rayon::prelude::*;
+use crate::cpu::share::share;
 use std::ops::Range;
 
 /// Channels that are multiplied at once: a panel of them fits into the first level cache.
@@ -84,10 +84,10 @@ impl Convolution<'_> {
             with_shared(POINTS * held * panel, |memory| {
                 let memory = Shared::new(memory);
                 let pitch = held * panel;
-                (0..held).into_par_iter().for_each(|i| {
+                share(held, |i| {
                     self.kernels.transform(first + i, 0..self.source.channels, memory, [i * panel, pitch]);
                 });
-                (0..self.grid.len().div_ceil(count)).into_par_iter().for_each(|i| {
+                share(self.grid.len().div_ceil(count), |i| {
                     let tiles = i * count..self.grid.len().min((i + 1) * count);
                     self.block(tiles, first * ROWS, memory, [held, panel]);
                 });
@@ -131,12 +131,12 @@ impl Convolution<'_> {
             let width = if tiles.len() <= 16 { 16 } else { WIDTH };
             with_shared(Panels::size(tiles.len(), from, width), |memory| {
                 let seen = Panels { values: Shared::new(memory), first: 0, channels: from, width };
-                (0..from.div_ceil(16)).into_par_iter().for_each(|i| {
+                share(from.div_ceil(16), |i| {
                     inputs(self.source, self.grid, tiles.clone(), i * 16..from.min((i + 1) * 16), seen);
                 });
                 let panels = self.target.channels.div_ceil(ROWS);
                 let count = if panels >= 4 * rayon::current_num_threads() { 2 } else { 1 };
-                (0..panels.div_ceil(count)).into_par_iter().for_each(|i| {
+                share(panels.div_ceil(count), |i| {
                     self.rows(tiles.clone(), i * count..panels.min((i + 1) * count), seen);
                 });
             });

@@ -6,6 +6,7 @@
 pub(crate) mod panel;
 
 use super::buffer::Shared;
+use super::share::share;
 use super::simd::simd;
 use super::transpose::transpose;
 use panel::{ROWS, WIDTH, Weight};
@@ -224,7 +225,10 @@ pub(crate) fn multiply(x: &[f32], rows: usize, products: Vec<Product<'_>>) {
     if work <= SMALL {
         tasks.into_iter().for_each(|(target, part)| target.make(x, part));
     } else {
-        tasks.into_par_iter().for_each(|(target, part)| target.make(x, part));
+        share(tasks.len(), |task| {
+            let (target, part) = &tasks[task];
+            target.make(x, part.clone());
+        });
     }
 }
 
