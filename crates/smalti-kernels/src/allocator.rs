@@ -118,8 +118,11 @@ impl Keeping {
         // What the system gives counts with what is kept.
         self.trim();
         let Some(layout) = layout_of(size) else { return std::ptr::null_mut() };
-        // SAFETY: the size is not zero.
-        let ask = || unsafe { System.alloc(layout) };
+        let ask = || match size >= HUGE {
+            true => map(layout),
+            // SAFETY: the size is not zero.
+            false => unsafe { System.alloc(layout) },
+        };
         let mut block = ask();
         if block.is_null() {
             while let Some(kept) = self.with(State::oldest) {
@@ -128,9 +131,8 @@ impl Keeping {
             block = ask();
         }
         self.with(|state| if block.is_null() { state.used_bytes -= size } else { state.rise() });
-        advise(block, size);
-        if zeroed && !block.is_null() {
-            // SAFETY: the block has this size. The system clears such alignments by writing, too, but before it takes advice.
+        if zeroed && !block.is_null() && !(MAPS && size >= HUGE) {
+            // SAFETY: the block has this size.
             unsafe { block.write_bytes(0, size) };
         }
         block
@@ -228,16 +230,48 @@ fn layout_of(size: usize) -> Option<Layout> {
     Layout::from_size_align(size, align).ok()
 }
 
-/// Asks for huge pages where a whole number of them fits.
-fn advise(block: *mut u8, size: usize) {
-    #[cfg(target_os = "linux")]
-    if !block.is_null() && size >= HUGE {
-        // SAFETY: the range lies inside of the block, and the advice changes no content. That it may be refused does not matter.
-        unsafe { libc::madvise(block.cast(), size / HUGE * HUGE, libc::MADV_HUGEPAGE) };
+/// Whether blocks of [`HUGE`] and more are mappings of their own, which the kernel has cleared.
+const MAPS: bool = cfg!(target_os = "linux");
+
+/// A mapping of its own, with huge pages where a whole number of them fits; null if there is no memory.
+#[cfg(target_os = "linux")]
+fn map(layout: Layout) -> *mut u8 {
+    let (size, align) = (layout.size(), layout.align());
+    let Some(more) = size.checked_add(align) else { return std::ptr::null_mut() };
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: new memory; what is before and behind the aligned block is given back, and the advice changes no content (that it may
+    // be refused does not matter).
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), more, access, kind, -1, 0);
+        if start == libc::MAP_FAILED {
+            return std::ptr::null_mut();
+        }
+        let before = start.align_offset(align);
+        let block = start.byte_add(before);
+        if before > 0 {
+            libc::munmap(start, before);
+        }
+        if before < align {
+            libc::munmap(block.byte_add(size), align - before);
+        }
+        libc::madvise(block, size / HUGE * HUGE, libc::MADV_HUGEPAGE);
+        block.cast()
     }
 }
 
+#[cfg(not(target_os = "linux"))]
+fn map(layout: Layout) -> *mut u8 {
+    // SAFETY: the size is not zero.
+    unsafe { System.alloc(layout) }
+}
+
 fn release(block: Block) {
+    #[cfg(target_os = "linux")]
+    if block.size >= HUGE {
+        // SAFETY: the block is a mapping of this size, and nobody uses it.
+        unsafe { libc::munmap(block.start.cast(), block.size) };
+        return;
+    }
     if let Some(layout) = layout_of(block.size) {
         // SAFETY: the block came from the system with this layout, and nobody uses it.
         unsafe { System.dealloc(block.start, layout) };
