@@ -43,8 +43,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, causal: bool, mask: O
     })
 }
 
-/// [`attention`] over the keys and values of several tensors as if they were joined, which copies none on the CPU. Of what is
-/// recorded for gradients the joined tensors are made.
+/// [`attention`] over the keys and values of several tensors as if they were joined. On the CPU none is copied; where gradients are
+/// recorded, and on other devices, they are joined first.
 ///
 /// # Shapes
 /// `q [b, h, t, d]`, `keys [b, h, s_i, d]`, `values [b, h, s_i, e]` → `[b, h, t, e]`.
@@ -67,7 +67,10 @@ pub fn attention_over(q: Tensor<4>, keys: &[Tensor<4>], values: &[Tensor<4>]) ->
     };
     let all = |tensors: &[Tensor<4>]| tensors.iter().map(primitive).collect::<Option<Vec<_>>>();
     let (Some(asked), Some(own_keys), Some(own_values)) = (primitive(&q), all(keys), all(values)) else {
-        let [keys, values] = [keys, values].map(|tensors| Tensor::cat(tensors.to_vec(), 2));
+        let [keys, values] = [keys, values].map(|tensors| match tensors {
+            [one] => one.clone(),
+            several => Tensor::cat(several.to_vec(), 2),
+        });
         return attention(q, keys, values, false, None);
     };
     let [keys, values] = [&own_keys, &own_values].map(|tensors| tensors.iter().map(Strided::piece).collect::<Vec<_>>());

@@ -15,8 +15,9 @@ pub fn on_pool<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
 /// Zeros for the device and the data type of another tensor. On the CPU they come from the system, which has them at no cost;
 /// Burn's own operation fills memory and copies it.
 pub fn zeros<const D: usize>(shape: [usize; D], like: &Tensor<D>) -> Tensor<D> {
+    let options = (&like.device(), like.dtype());
     match serves(like) {
-        true => Tensor::from_data(TensorData::new(vec![0f32; shape.iter().product()], shape), &Device::flex()),
-        false => Tensor::zeros(shape, (&like.device(), like.dtype())),
+        true => Tensor::from_data(TensorData::new(vec![0f32; shape.iter().product()], shape), options),
+        false => Tensor::zeros(shape, options),
     }
 }

@@ -86,9 +86,10 @@ impl GroupCache {
 }
 
 impl Cache for GroupCache {
-    /// A group for which there is no room must be the last one.
+    /// A group for which there is no room must be the last one; another one panics.
     fn attend(&mut self, q_bhnd: Tensor<4>, keys_bhnd: Tensor<4>, values_bhnd: Tensor<4>) -> Tensor<4> {
         let (first, new) = (self.length, [keys_bhnd, values_bhnd]);
+        assert!(first <= self.capacity, "the last group was added before");
         let seen = |memory: &Tensor<4>, length| memory.clone().narrow(2, 0, length);
         self.length += new[0].dims()[2];
         if self.length > self.capacity {

@@ -3,9 +3,9 @@
 use super::buffer::{Shared, with_scratch, written};
 use super::gemm::{Matrix, multiply};
 use super::packed::panel::{self, ROWS, WIDTH};
-use super::packed::transpose_panel;
 use super::share::share;
 use super::simd::{LANES, exp, simd};
+use super::transpose::transpose_rows;
 use std::ops::Range;
 
 /// Sizes and options of one call.
@@ -172,17 +172,16 @@ fn pack_columns<'a>(mut rows: impl Iterator<Item = (&'a [f32], usize)> + Clone, 
     let side_by_side = rows.clone().all(|(_, step)| step == 1);
     let mut copies = vec![0.0; if side_by_side { 0 } else { WIDTH * channels }];
     for panel in panels.chunks_exact_mut((channels * WIDTH).max(1)) {
-        let count = if side_by_side {
-            transpose_panel(rows.by_ref().map(|(row, _)| row), panel, channels)
-        } else {
-            let mut count = 0;
-            for (copy, (row, step)) in copies.chunks_exact_mut(channels).zip(rows.by_ref()) {
-                copy.iter_mut().zip(row.iter().step_by(step.max(1))).for_each(|(copy, value)| *copy = *value);
-                count += 1;
-            }
-            transpose_panel(copies.chunks_exact(channels).take(count), panel, channels)
-        };
-        panel.as_chunks_mut::<WIDTH>().0.iter_mut().for_each(|lanes| lanes[count..].fill(0.0));
+        if side_by_side {
+            transpose_rows(rows.by_ref().map(|(row, _)| row), panel, [channels, WIDTH]);
+            continue;
+        }
+        let mut count = 0;
+        for (copy, (row, step)) in copies.chunks_exact_mut(channels.max(1)).zip(rows.by_ref()) {
+            copy.iter_mut().enumerate().for_each(|(channel, copy)| *copy = row[channel * step]);
+            count += 1;
+        }
+        transpose_rows(copies.chunks_exact(channels.max(1)).take(count), panel, [channels, WIDTH]);
     }
 }
 

@@ -1,10 +1,9 @@
 //! Matrix products: large ones from packed pieces of both factors on all threads, small ones by the `gemm` crate.
 
 use super::buffer::{Shared, with_shared};
-use super::packed::transpose_panel;
 use super::panels::{self, Place, ROWS, Start, WIDTH};
 use super::share::share;
-use super::transpose::transpose;
+use super::transpose::transpose_rows;
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -35,7 +34,7 @@ const LEAST: [usize; 3] = [48, WIDTH, 32];
 /// Most summands that are packed at a time: the panels of a task stay in the second-level cache.
 const DEPTH: usize = 1024;
 
-/// Most values of the packed columns of the right factor, 8 MiB, and of the packed rows of the left one.
+/// About the most values of the packed columns of the right factor, 8 MiB, and of the packed rows of the left one.
 const PACKED: usize = 2 << 20;
 
 /// Values of the panels of columns that a task goes over for each panel of rows, 384 KiB.
@@ -51,8 +50,8 @@ const SUMMANDS: usize = 32;
 const STRIP: usize = 12;
 
 /// `lhs rhs + bias` for `lhs [m, k]`, `rhs [k, n]` and a bias for each column, row by row into `dst`, by all threads of the pool.
-/// All of `dst` is written before it is read. Each value is one sum over at most [`DEPTH`] summands in their order, or the sum of such
-/// sums: it does not depend on the other rows.
+/// All of `dst` is written before it is read. In a product that is packed each value is one sum over at most [`DEPTH`] summands in their
+/// order, or the sum of such sums; whether it is packed depends on the sizes.
 pub(crate) fn multiply_on_all_threads(
     [m, n, k]: [usize; 3],
     dst: &mut [f32],
@@ -79,6 +78,7 @@ pub(crate) fn multiply_on_all_threads(
     let columns = piece(n, PACKED / depth, WIDTH);
     let lines = piece(m, PACKED / depth, ROWS);
     let target = Shared::new(dst);
+    // The kernel has a panel of columns in its lanes, and calls that the left one.
     with_shared((columns + lines) * depth, |memory| {
         let (left, right) = memory.split_at_mut(columns * depth);
         for first in (0..k).step_by(depth) {
@@ -154,14 +154,7 @@ fn pack(panels: &mut [f32], width: usize, matrix: Matrix<'_>, rows: Range<usize>
             let (values, count) = part(panel, 0);
             // SAFETY: each panel belongs to one task.
             let panel = unsafe { panels.range(panel * width * depth, width * depth) };
-            let rows = (0..count).map(|row| &values[row * of_row..]);
-            match width {
-                WIDTH => drop(transpose_panel(rows, panel, depth)),
-                _ => transpose_few(rows, panel, [depth, width]),
-            }
-            if count < width {
-                panel.chunks_exact_mut(width).for_each(|lanes| lanes[count..].fill(0.0));
-            }
+            transpose_rows((0..count).map(|row| &values[row * of_row..]), panel, [depth, width]);
         });
     }
     // Some summands of all panels, so that memory is read line by line.
@@ -172,15 +165,15 @@ fn pack(panels: &mut [f32], width: usize, matrix: Matrix<'_>, rows: Range<usize>
             let (values, count) = part(panel, first);
             // SAFETY: these summands belong to this task.
             let lanes = unsafe { panels.range((panel * depth + first) * width, size) };
-            match (of_row, width) {
-                (1, WIDTH) if count == width => copy_lanes::<WIDTH>(lanes, values, of_summand),
-                (1, ROWS) if count == width => copy_lanes::<ROWS>(lanes, values, of_summand),
+            let whole = of_row == 1 && count == width && of_summand >= width;
+            match width {
+                WIDTH if whole => copy_lanes::<WIDTH>(lanes, values, of_summand),
+                ROWS if whole => copy_lanes::<ROWS>(lanes, values, of_summand),
                 _ => {
                     for (summand, lanes) in lanes.chunks_exact_mut(width).enumerate() {
-                        let values = values[summand * of_summand..].iter().step_by(of_row.max(1));
-                        let (lanes, rest) = lanes.split_at_mut(count);
-                        lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane = *value);
-                        rest.fill(0.0);
+                        for (row, lane) in lanes.iter_mut().enumerate() {
+                            *lane = if row < count { values[summand * of_summand + row * of_row] } else { 0.0 };
+                        }
                     }
                 }
             }
@@ -192,22 +185,6 @@ fn pack(panels: &mut [f32], width: usize, matrix: Matrix<'_>, rows: Range<usize>
 fn copy_lanes<const N: usize>(panel: &mut [f32], values: &[f32], stride: usize) {
     for (lanes, values) in panel.as_chunks_mut::<N>().0.iter_mut().zip(values.chunks(stride)) {
         lanes.copy_from_slice(&values[..N]);
-    }
-}
-
-/// At most 16 rows to the columns of `panel [depth, width]`.
-fn transpose_few<'a>(rows: impl Iterator<Item = &'a [f32]> + Clone, panel: &mut [f32], [depth, width]: [usize; 2]) {
-    let mut block = [0.0; 256];
-    let whole = depth - depth % 16;
-    for first in (0..whole).step_by(16) {
-        for (line, row) in block.as_chunks_mut::<16>().0.iter_mut().zip(rows.clone()) {
-            line.copy_from_slice(&row[first..first + 16]);
-        }
-        transpose(&block, Shared::new(&mut *panel), first * width, width, width);
-    }
-    for (lane, row) in rows.enumerate() {
-        let lanes = panel[whole * width..].iter_mut().skip(lane).step_by(width);
-        lanes.zip(&row[whole..depth]).for_each(|(lane, value)| *lane = *value);
     }
 }
 

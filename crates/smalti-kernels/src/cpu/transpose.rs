@@ -24,6 +24,33 @@ pub(super) fn transpose(block: &[f32], target: Shared<'_>, start: usize, stride:
     }
 }
 
+/// The next rows of at least `depth` values, as many as there are lanes, to the columns of `panel [depth, lanes]`; zeros where there is
+/// no row. A panel has 32, 16 or fewer lanes.
+pub(super) fn transpose_rows<'a>(rows: impl Iterator<Item = &'a [f32]>, panel: &mut [f32], [depth, lanes]: [usize; 2]) {
+    let mut all = [&[][..]; 32];
+    for (place, row) in all[..lanes].iter_mut().zip(rows) {
+        *place = &row[..depth];
+    }
+    let whole = depth - depth % 16;
+    for (part, rows) in all[..lanes].chunks(16).enumerate() {
+        let lane = 16 * part;
+        let mut block = [0.0; 256];
+        for first in (0..whole).step_by(16) {
+            for (line, row) in block.as_chunks_mut::<16>().0.iter_mut().zip(rows) {
+                if let Some(values) = row.get(first..first + 16) {
+                    line.copy_from_slice(values);
+                }
+            }
+            transpose(&block, Shared::new(&mut *panel), first * lanes + lane, lanes, rows.len());
+        }
+        for (i, row) in rows.iter().enumerate() {
+            for k in whole..depth {
+                panel[k * lanes + lane + i] = row.get(k).copied().unwrap_or(0.0);
+            }
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;

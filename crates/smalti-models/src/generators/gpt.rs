@@ -513,15 +513,16 @@ impl GptGeneration {
 
     fn sample(&mut self) {
         let (device, place) = (self.device.clone(), self.place());
-        let logits = smalti_kernels::on_pool(&device, || self.predict());
-        let decided =
-            decide_rows(&mut to_host(logits), self.model.config.codes(), |image, row| match self.known[image][place] {
+        let decided = smalti_kernels::on_pool(&device, || {
+            let mut logits = to_host(self.predict());
+            decide_rows(&mut logits, self.model.config.codes(), |image, row| match self.known[image][place] {
                 Some(code) => code,
                 None => {
                     filter(row, &self.sampling);
                     self.draws.token(image, self.done, 0, row) as u32
                 }
-            });
+            })
+        });
         for (codes, code) in self.codes.iter_mut().zip(decided) {
             codes[place] = code;
         }

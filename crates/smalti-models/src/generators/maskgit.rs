@@ -448,11 +448,10 @@ impl Generation for MaskGitGeneration {
             return;
         }
         let step = self.sampling.first_step + self.done;
-        let device = self.device.clone();
-        let mut logits = smalti_kernels::on_pool(&device, || self.predict(step));
-        let places = self.model.config.tokens.length();
-        let guesses =
-            decide_rows(&mut logits, self.model.config.codes(), |i, row| self.guess(i / places, i % places, step, row));
+        let (places, codes) = (self.model.config.tokens.length(), self.model.config.codes());
+        let guesses = smalti_kernels::on_pool(&self.device, || {
+            decide_rows(&mut self.predict(step), codes, |i, row| self.guess(i / places, i % places, step, row))
+        });
         for (image, guesses) in guesses.chunks_exact(places).enumerate() {
             self.decide(image, step, guesses);
         }

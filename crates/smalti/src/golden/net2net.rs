@@ -11,6 +11,7 @@ use smalti_models::generators::{Gpt, GptConfig, TokenOrder};
 use smalti_models::quantizers::Quantizer;
 use smalti_models::sampling::{Draws, Sampling, argmax, filter};
 use smalti_models::{Codes, Condition, ConditionConfig, Generation, ImageRequest, Known, Request};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// minGPT's settings.
@@ -266,17 +267,17 @@ fn finish(mut generation: GptGeneration, case: &Case) -> Result<Tensor<2, Int>> 
     codes.ok_or_else(|| Error::invalid(case.title(), "the generator made no codes"))
 }
 
-/// The most likely token; keeps the logits of one step.
+/// The most likely token; keeps the logits of one step, by image.
 #[derive(Default)]
 struct MostLikely {
     step: Option<usize>,
-    seen: Arc<Mutex<Vec<f32>>>,
+    seen: Arc<Mutex<BTreeMap<usize, Vec<f32>>>>,
 }
 
 impl Draws for MostLikely {
-    fn token(&self, _: usize, step: usize, _: usize, logits: &[f32]) -> usize {
+    fn token(&self, image: usize, step: usize, _: usize, logits: &[f32]) -> usize {
         if let (true, Ok(mut seen)) = (self.step == Some(step), self.seen.lock()) {
-            seen.extend_from_slice(logits);
+            seen.insert(image, logits.to_vec());
         }
         argmax(logits)
     }
@@ -334,7 +335,7 @@ pub(super) fn window(case: &Case, compare: &mut Comparison) -> Result<()> {
         let draws = MostLikely { step: Some(row * grid.1 + column), seen: Arc::clone(&seen) };
         finish(gpt.start_with(&request, Box::new(draws))?, case)?;
         let seen = seen.lock().map(|seen| seen.clone()).unwrap_or_default();
-        compare.values(name, &seen)?;
+        compare.values(name, &seen.into_values().flatten().collect::<Vec<f32>>())?;
     }
     Ok(())
 }

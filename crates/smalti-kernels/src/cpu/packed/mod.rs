@@ -8,7 +8,6 @@ pub(crate) mod panel;
 use super::buffer::Shared;
 use super::share::share;
 use super::simd::simd;
-use super::transpose::transpose;
 use panel::{ROWS, WIDTH, Weight};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -138,30 +137,6 @@ impl Panels {
         // SAFETY: as above, and the lines are borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
     }
-}
-
-/// The next rows of `inputs` values, at most [`WIDTH`] of them, to the columns of `weights [inputs, WIDTH]`; returns how many. What other
-/// columns hold stays.
-pub(crate) fn transpose_panel<'a>(rows: impl Iterator<Item = &'a [f32]>, weights: &mut [f32], inputs: usize) -> usize {
-    let (mut all, mut count) = ([&[][..]; WIDTH], 0);
-    for (place, row) in all.iter_mut().zip(rows) {
-        (*place, count) = (&row[..inputs], count + 1);
-    }
-    let mut block = [0.0; 256];
-    for (lane, rows) in all[..count].chunks(16).enumerate().map(|(i, rows)| (16 * i, rows)) {
-        let done = if rows.len() == 16 { inputs - inputs % 16 } else { 0 };
-        for first in (0..done).step_by(16) {
-            for (line, row) in block.as_chunks_mut::<16>().0.iter_mut().zip(rows) {
-                line.copy_from_slice(&row[first..first + 16]);
-            }
-            transpose(&block, Shared::new(&mut *weights), first * WIDTH + lane, WIDTH, 16);
-        }
-        for (i, row) in rows.iter().enumerate() {
-            let weights = weights[done * WIDTH..].iter_mut().skip(lane + i).step_by(WIDTH);
-            weights.zip(&row[done..]).for_each(|(weight, value)| *weight = *value);
-        }
-    }
-    count
 }
 
 /// For each column the step between neighbouring integers: the largest magnitude is 127 steps. Not a number where a value
