@@ -4,9 +4,12 @@ use crate::cpu::gated::{backward, forward};
 use crate::flex::{Rows, Values, dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
-    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    checkpoint::base::Checkpointer,
+    checkpoint::retro_forward::RetroForward,
+    checkpoint::state::BackwardStates,
+    checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy},
     grads::Gradients,
-    ops::{Backward, Ops, OpsKind},
+    ops::{Backward, NodeGuard, Ops, OpsKind},
 };
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
@@ -22,7 +25,7 @@ pub fn gated_residual(x: Tensor<3>, branch: Tensor<3>, gain: Tensor<3>) -> Tenso
     if !fits(&x, &branch, &gain) {
         return portable_residual(x, branch, gain);
     }
-    sum(x, branch, gain, 0.0)
+    sum(x, branch, gain, Use::Residual)
 }
 
 /// [`gated_residual`] as a composition of tensor operations.
@@ -30,7 +33,7 @@ pub fn portable_residual(x: Tensor<3>, branch: Tensor<3>, gain: Tensor<3>) -> Te
     x + branch * gain
 }
 
-/// `x * (1 + scale) + shift`.
+/// `x * (1 + scale) + shift`. In training the inputs are kept; the result is made again for the backward passes that need it.
 ///
 /// # Shapes
 /// `x` and `shift` `[b, t, d]`, `scale` `[1, 1, d]`, `[b, 1, d]` or `[b, t, d]` → `[b, t, d]`.
@@ -41,7 +44,7 @@ pub fn modulate(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>) -> Tensor<3> {
     if !fits(&shift, &x, &scale) {
         return portable_modulate(x, scale, shift);
     }
-    sum(shift, x, scale, 1.0)
+    sum(shift, x, scale, Use::Modulation)
 }
 
 /// [`modulate`] as a composition of tensor operations.
@@ -56,9 +59,27 @@ fn fits(base: &Tensor<3>, y: &Tensor<3>, gain: &Tensor<3>) -> bool {
     suits && base.dims() == [b, t, d] && b * t * d > 0 && serves(base) && serves(y) && serves(gain)
 }
 
-fn sum(base: Tensor<3>, y: Tensor<3>, gain: Tensor<3>, offset: f64) -> Tensor<3> {
+fn sum(base: Tensor<3>, y: Tensor<3>, gain: Tensor<3>, of: Use) -> Tensor<3> {
     let [base, y, gain] = [base, y, gain].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(<Dispatch as Gated>::smalti_gated(base, y, gain, offset))
+    Tensor::from_dispatch(<Dispatch as Gated>::smalti_gated(base, y, gain, of))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// The sums follow each other through a network, and each is needed: to make one again would take all before it.
+    Residual,
+    /// Cheap to make again.
+    Modulation,
+}
+
+impl Use {
+    /// What is added to the gain.
+    fn offset(self) -> f32 {
+        match self {
+            Self::Residual => 0.0,
+            Self::Modulation => 1.0,
+        }
+    }
 }
 
 /// `base + y (gain + offset)`.
@@ -68,7 +89,7 @@ trait Gated: Backend {
         base: FloatTensor<Self>,
         y: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-        offset: f64,
+        of: Use,
     ) -> FloatTensor<Self>;
 }
 
@@ -83,11 +104,11 @@ impl Gated for Flex {
         base: FloatTensor<Self>,
         y: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-        offset: f64,
+        of: Use,
     ) -> FloatTensor<Self> {
         let (shape, sizes) = (dims::<3>(&y), sizes(&gain));
         let ([base, gain], y) = ([base, gain].map(Rows::of), Values::of(y));
-        tensor(forward(base.view(), &y, gain.view(), offset as f32, sizes), shape)
+        tensor(forward(base.view(), &y, gain.view(), of.offset(), sizes), shape)
     }
 }
 
@@ -96,20 +117,40 @@ impl<C: CheckpointStrategy> Gated for Autodiff<Flex, C> {
         base: FloatTensor<Self>,
         y: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-        offset: f64,
+        of: Use,
     ) -> FloatTensor<Self> {
         let nodes = [base.node(), y.node(), gain.node()];
-        match GatedStep.prepare::<C>(nodes).compute_bound().stateful() {
+        let again = Again { inputs: nodes.each_ref().map(NodeGuard::id), of };
+        let prep = GatedStep.prepare::<BalancedCheckpointing>(nodes);
+        let prep = match of {
+            Use::Residual => prep.compute_bound(),
+            Use::Modulation => prep.memory_bound().retro_forward(again).parents([&base, &y, &gain]),
+        };
+        match prep.stateful() {
             OpsKind::Tracked(mut prep) => {
                 let inputs = [prep.checkpoint(&y), prep.checkpoint(&gain)];
                 let [base, y, gain] = [base, y, gain].map(|input| input.into_primitive());
-                prep.finish((inputs, offset as f32), Flex::smalti_gated(base, y, gain, offset))
+                prep.finish((inputs, of), Flex::smalti_gated(base, y, gain, of))
             }
             OpsKind::UnTracked(prep) => {
                 let [base, y, gain] = [base, y, gain].map(|input| input.into_primitive());
-                prep.finish(Flex::smalti_gated(base, y, gain, offset))
+                prep.finish(Flex::smalti_gated(base, y, gain, of))
             }
         }
+    }
+}
+
+/// The forward pass from what the graph keeps.
+#[derive(Debug)]
+struct Again {
+    inputs: [NodeId; 3],
+    of: Use,
+}
+
+impl RetroForward for Again {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let [base, y, gain] = self.inputs.map(|id| states.get_state::<FloatTensor<Flex>>(&id));
+        states.save(out_node, Flex::smalti_gated(base, y, gain, self.of));
     }
 }
 
@@ -117,17 +158,18 @@ impl<C: CheckpointStrategy> Gated for Autodiff<Flex, C> {
 struct GatedStep;
 
 impl Backward<Flex, 3> for GatedStep {
-    /// What the branch and the gain were, which the graph keeps, and the offset.
-    type State = ([NodeId; 2], f32);
+    /// What the branch and the gain were, which the graph keeps.
+    type State = ([NodeId; 2], Use);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let d = grads.consume::<Flex>(&ops.node);
-        let (inputs, offset) = ops.state;
+        let (inputs, of) = ops.state;
         let [y, gain] = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<Flex>>(id));
         let (shape, gains, sizes) = (dims::<3>(&y), dims::<3>(&gain), sizes(&gain));
         let [base_node, y_node, gain_node] = ops.parents;
         if y_node.is_some() || gain_node.is_some() {
-            let [dy, dgain] = backward(&Values::of(d.clone()), &Values::of(y), Rows::of(gain).view(), offset, sizes);
+            let [dy, dgain] =
+                backward(&Values::of(d.clone()), &Values::of(y), Rows::of(gain).view(), of.offset(), sizes);
             if let Some(node) = y_node {
                 grads.register::<Flex>(node.id, tensor(dy, shape));
             }

@@ -4,15 +4,19 @@ use crate::cpu::layer_norm::{backward, forward};
 use crate::flex::{Values, dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
-    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    checkpoint::base::Checkpointer,
+    checkpoint::retro_forward::RetroForward,
+    checkpoint::state::BackwardStates,
+    checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy},
     grads::Gradients,
-    ops::{Backward, Ops, OpsKind},
+    ops::{Backward, NodeGuard, Ops, OpsKind},
 };
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 use std::sync::Arc;
 
-/// `(x - mean) / sqrt(var + epsilon) * gamma + beta`, mean and biased variance over the last axis.
+/// `(x - mean) / sqrt(var + epsilon) * gamma + beta`, mean and biased variance over the last axis. In training `x` is kept; the
+/// result is made again for the backward passes that need it.
 ///
 /// # Shapes
 /// `x [b, t, d]`, `gamma [d]`, `beta [d]` → `[b, t, d]`.
@@ -100,7 +104,9 @@ impl<C: CheckpointStrategy> LayerNorm for Autodiff<Flex, C> {
         epsilon: f64,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), gamma.node(), beta.node()];
-        match LayerNormStep.prepare::<C>(nodes).compute_bound().stateful() {
+        let again = Again { inputs: nodes.each_ref().map(NodeGuard::id), epsilon };
+        let prep = LayerNormStep.prepare::<BalancedCheckpointing>(nodes).memory_bound().retro_forward(again);
+        match prep.parents([&x, &gamma, &beta]).stateful() {
             OpsKind::Tracked(mut prep) => {
                 let shape = dims::<3>(x.primitive());
                 let inputs = [prep.checkpoint(&x), prep.checkpoint(&gamma)];
@@ -113,6 +119,20 @@ impl<C: CheckpointStrategy> LayerNorm for Autodiff<Flex, C> {
                 prep.finish(Flex::smalti_layer_norm(x, gamma, beta, epsilon))
             }
         }
+    }
+}
+
+/// The forward pass from what the graph keeps.
+#[derive(Debug)]
+struct Again {
+    inputs: [NodeId; 3],
+    epsilon: f64,
+}
+
+impl RetroForward for Again {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let [x, gamma, beta] = self.inputs.map(|id| states.get_state::<FloatTensor<Flex>>(&id));
+        states.save(out_node, Flex::smalti_layer_norm(x, gamma, beta, self.epsilon));
     }
 }
 

@@ -4,9 +4,12 @@ use crate::cpu::unit_length::{backward, forward};
 use crate::flex::{Values, dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
-    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    checkpoint::base::Checkpointer,
+    checkpoint::retro_forward::RetroForward,
+    checkpoint::state::BackwardStates,
+    checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy},
     grads::Gradients,
-    ops::{Backward, Ops, OpsKind},
+    ops::{Backward, NodeGuard, Ops, OpsKind},
 };
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
@@ -15,7 +18,8 @@ use std::sync::Arc;
 /// The least square of a length that vectors are divided by, so that zero stays zero.
 pub(crate) const LEAST: f32 = 1e-24;
 
-/// `x / |x| * factors`, the length over the last axis; zero stays zero. In training `x` and one number for each vector are kept.
+/// `x / |x| * factors`, the length over the last axis; zero stays zero. In training `x` and one number for each vector
+/// are kept; the result is made again for the backward passes that need it.
 ///
 /// # Shapes
 /// `x [b, n, h, d]`, `factors [h]` → `[b, n, h, d]`.
@@ -53,7 +57,10 @@ impl UnitLength for Flex {
 
 impl<C: CheckpointStrategy> UnitLength for Autodiff<Flex, C> {
     fn smalti_unit_length(x: FloatTensor<Self>, factors: FloatTensor<Self>) -> FloatTensor<Self> {
-        match UnitLengthStep.prepare::<C>([x.node(), factors.node()]).compute_bound().stateful() {
+        let nodes = [x.node(), factors.node()];
+        let again = Again(nodes.each_ref().map(NodeGuard::id));
+        let prep = UnitLengthStep.prepare::<BalancedCheckpointing>(nodes).memory_bound().retro_forward(again);
+        match prep.parents([&x, &factors]).stateful() {
             OpsKind::Tracked(mut prep) => {
                 let shape = dims::<4>(x.primitive());
                 let inputs = [prep.checkpoint(&x), prep.checkpoint(&factors)];
@@ -65,6 +72,17 @@ impl<C: CheckpointStrategy> UnitLength for Autodiff<Flex, C> {
                 prep.finish(Flex::smalti_unit_length(x.into_primitive(), factors.into_primitive()))
             }
         }
+    }
+}
+
+/// The forward pass from the inputs, which the graph keeps.
+#[derive(Debug)]
+struct Again([NodeId; 2]);
+
+impl RetroForward for Again {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let [x, factors] = self.0.map(|id| states.get_state::<FloatTensor<Flex>>(&id));
+        states.save(out_node, Flex::smalti_unit_length(x, factors));
     }
 }
 

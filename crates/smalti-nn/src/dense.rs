@@ -4,7 +4,7 @@ use crate::init::Init;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Shape, Tensor, module};
 pub use smalti_kernels::{PackedMatrix, WeightPrecision};
-use smalti_kernels::{gelu, gelu_linear, linear, packed_linear};
+use smalti_kernels::{linear, packed_linear};
 
 /// An affine map of the last axis, `x weight + bias`.
 #[derive(Module, Debug)]
@@ -38,17 +38,6 @@ impl Dense {
         match self.packed() {
             Some(packed) => packed_linear(x, packed, self.bias_value()),
             None => linear(x, self.weight.val(), self.bias_value()),
-        }
-    }
-
-    /// Applies GELU and maps the last axis: in training with less memory than one by one.
-    ///
-    /// # Shapes
-    /// `[.., inputs]` to `[.., outputs]`.
-    pub fn forward_gelu<const D: usize>(&self, x: Tensor<D>, tanh: bool) -> Tensor<D> {
-        match self.packed() {
-            Some(packed) => packed_linear(gelu(x, tanh), packed, self.bias_value()),
-            None => gelu_linear(x, tanh, self.weight.val(), self.bias_value()),
         }
     }
 

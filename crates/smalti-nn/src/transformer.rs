@@ -53,11 +53,8 @@ impl Mlp {
     /// # Shapes
     /// `[b, n, d]` to the same.
     pub fn forward(&self, x_bnd: Tensor<3>) -> Tensor<3> {
-        let hidden = self.expand.forward(x_bnd);
-        if self.dropout.prob == 0.0 {
-            return self.contract.forward_gelu(hidden, self.activation == Activation::GeluTanh);
-        }
-        self.contract.forward(self.dropout.forward(self.activation.forward(hidden)))
+        let hidden = self.activation.forward(self.expand.forward(x_bnd));
+        self.contract.forward(self.dropout.forward(hidden))
     }
 }
 

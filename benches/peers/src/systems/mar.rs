@@ -188,7 +188,7 @@ impl Forward {
         let targets = tokens.clone().flatten::<2>(0, 1).select(0, rows.clone());
         let repeats = t.len() / targets.dims()[0];
         let noisy = model.config.diffusion.diffusion().add_noise(targets.repeat_dim(0, repeats), t, noise.clone());
-        model.denoiser.forward(noisy, t, z.repeat_dim(0, repeats))
+        model.denoiser.forward(noisy, t, z)
     }
 }
 

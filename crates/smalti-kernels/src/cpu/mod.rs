@@ -5,6 +5,7 @@ pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod cached_attention;
+pub(crate) mod chunks;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
 pub(crate) mod gated;

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, rng::Stream};
-use smalti_kernels::{gated_residual, modulate, silu};
+use smalti_kernels::{chunks, gated_residual, modulate, silu};
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
 use smalti_nn::init::Init;
 use smalti_nn::vit::xavier;
@@ -159,12 +159,6 @@ impl DenoiserBlock {
     }
 }
 
-/// Equal pieces of the last axis.
-fn chunks<const N: usize>(x_1nw: Tensor<3>) -> [Tensor<3>; N] {
-    let width = x_1nw.dims()[2] / N;
-    std::array::from_fn(|i| x_1nw.clone().narrow(2, i * width, width))
-}
-
 /// The sines and cosines that stand for timesteps, `[n, 256]`: cosines of all frequencies, then sines.
 pub fn timestep_table(t: &[usize], device: &Device) -> Tensor<2> {
     let half = TIME / 2;
@@ -183,7 +177,8 @@ impl Denoiser {
     /// The output for noisy rows.
     ///
     /// # Shapes
-    /// `noisy [n, c]` at timesteps `t` (n of them) and conditions `z [n, d]` to `[n, 2 c]`: noise, then variance.
+    /// `noisy [n, c]` at timesteps `t` (n of them) and conditions `z [n, d]` to `[n, 2 c]`: noise, then variance. With fewer
+    /// conditions, whose number divides n, they begin anew as often as it takes.
     pub fn forward(&self, noisy: Tensor<2>, t: &[usize], z: Tensor<2>) -> Tensor<2> {
         let device = noisy.device();
         // Rows share timesteps, so each is embedded once.
@@ -192,7 +187,9 @@ impl Denoiser {
         distinct.dedup();
         let index: Vec<i32> = t.iter().map(|t| distinct.partition_point(|d| d < t) as i32).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [t.len()]), &device);
-        let y = self.time(&distinct, &device).select(1, index) + self.condition.forward(z.unsqueeze());
+        let repeats = t.len() / z.dims()[0].max(1);
+        let condition = self.condition.forward(z.unsqueeze::<3>()).repeat_dim(1, repeats);
+        let y = self.time(&distinct, &device).select(1, index) + condition;
         let y = silu(y);
         let x = self.run(self.input.forward(noisy.unsqueeze()), |_, layer| layer.forward(y.clone()));
         x.squeeze_dim(0)
@@ -217,7 +214,7 @@ impl Denoiser {
         self.output.forward(smalti_kernels::modulated_layer_norm(x, scale, shift, EPSILON))
     }
 
-    /// Losses of rows `[n, c]` with conditions `[n, d]`, at given timesteps with given noise `[n, c]`.
+    /// Losses of rows `[n, c]` with conditions as [`Self::forward`] takes them, at given timesteps with given noise `[n, c]`.
     pub fn losses(
         &self,
         diffusion: &Diffusion,
@@ -241,7 +238,7 @@ impl Denoiser {
         noise: Tensor<2>,
     ) -> Tensor<1> {
         let repeats = t.len() / rows.dims()[0].max(1);
-        let losses = self.losses(diffusion, rows.repeat_dim(0, repeats), z.repeat_dim(0, repeats), t, noise);
+        let losses = self.losses(diffusion, rows.repeat_dim(0, repeats), z, t, noise);
         (losses.noise + losses.bound).mean()
     }
 }

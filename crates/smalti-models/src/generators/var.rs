@@ -18,7 +18,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
-use smalti_kernels::{gated_residual, modulated_layer_norm, silu};
+use smalti_kernels::{chunks, gated_residual, modulated_layer_norm, silu};
 use smalti_nn::attention::{SelfAttention, Visible};
 use smalti_nn::cache::GroupCache;
 use smalti_nn::dense::{Dense, Pack, TokenEmbedding};
@@ -272,12 +272,6 @@ pub struct Modulations {
     pub head: [Tensor<3>; 2],
 }
 
-/// Equal parts of the last axis.
-fn parts<const N: usize>(x_b1d: Tensor<3>) -> [Tensor<3>; N] {
-    let d = x_b1d.dims()[2] / N;
-    std::array::from_fn(|i| x_b1d.clone().narrow(2, i * d, d))
-}
-
 impl VarBlock {
     /// Mixes the tokens, then changes each by itself.
     ///
@@ -319,7 +313,7 @@ impl VarBlock {
     }
 
     fn parts(&self, active_b1d: Tensor<3>, shared: Option<&Tensor<3>>) -> [Tensor<3>; PARTS] {
-        parts(match (&self.modulation, shared) {
+        chunks(match (&self.modulation, shared) {
             (Modulation::Own(layer), _) => layer.forward(active_b1d),
             (Modulation::Shared(offsets), Some(shared)) => shared.clone() + offsets.val().unsqueeze(),
             (Modulation::Shared(offsets), None) => offsets.val().unsqueeze(),
@@ -346,7 +340,7 @@ impl Var {
         let shared = self.shared.as_ref().map(|shared| shared.forward(active.clone()));
         Modulations {
             blocks: self.blocks.iter().map(|block| block.parts(active.clone(), shared.as_ref())).collect(),
-            head: parts(self.head_modulation.forward(active)),
+            head: chunks(self.head_modulation.forward(active)),
             vector,
         }
     }
