@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 /// # Safety
 /// The task's sizes fit its slices.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn multiply(task: Task<'_>) {
+pub(super) unsafe fn multiply(task: &Task<'_>) {
     // SAFETY: the kernel reads 16 lanes and 6 rows at each depth, which `in_parts` gives; this function runs only where the
     // features were found.
     unsafe { in_parts::<16, 6>(task, |depth, left, width, right, sums| kernel(depth, left, width, right, sums)) };

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 /// # Safety
 /// The task's sizes fit its slices.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn multiply(task: Task<'_>) {
+pub(super) unsafe fn multiply(task: &Task<'_>) {
     macro_rules! by_rows {
         ($vectors:literal: $($rows:literal)*) => {
             match task.rows {
@@ -27,8 +27,8 @@ pub(super) unsafe fn multiply(task: Task<'_>) {
 /// The task's sizes fit its slices, and it has `N` rows and at most `16 V` lanes.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn kernel<const V: usize, const N: usize>(task: Task<'_>) {
-    let Task { depth, width, stride, target, .. } = task;
+unsafe fn kernel<const V: usize, const N: usize>(task: &Task<'_>) {
+    let &Task { depth, width, stride, target, .. } = task;
     let last = (1u32 << (task.lanes - 16 * (V - 1))) - 1;
     let masks: [__mmask16; 2] = if V == 1 { [last as u16, 0] } else { [0xFFFF, last as u16] };
     let mut sums = [[_mm512_setzero_ps(); V]; N];

@@ -43,7 +43,8 @@ pub(crate) struct Place<'a> {
 ///
 /// # Safety
 /// Nothing else may access these values of `place` meanwhile, and `Start::Sum` needs them written before.
-#[inline]
+// Inlined, so that the task is built where it is read: a copy would wait for the stores of the product before.
+#[inline(always)]
 pub(crate) unsafe fn multiply(
     depth: usize,
     (left, width): (&[f32], usize),
@@ -74,17 +75,16 @@ pub(crate) unsafe fn multiply(
     #[cfg(target_arch = "x86_64")]
     match level() {
         // SAFETY: `level` found these features; the task's sizes fit its slices, as checked above.
-        Level::Avx512 => return unsafe { avx512::multiply(task) },
+        Level::Avx512 => return unsafe { avx512::multiply(&task) },
         // SAFETY: as above.
-        Level::Avx2 => return unsafe { avx2::multiply(task) },
+        Level::Avx2 => return unsafe { avx2::multiply(&task) },
         Level::Base => {}
     }
     // SAFETY: the task's sizes fit its slices, as checked above.
-    unsafe { plain::multiply(task) }
+    unsafe { plain::multiply(&task) }
 }
 
 /// A checked product.
-#[derive(Clone, Copy)]
 struct Task<'a> {
     depth: usize,
     left: *const f32,
@@ -116,7 +116,7 @@ impl Task<'_> {
 /// The task's sizes fit its slices, and `kernel` reads `A` lanes and `B` rows at most from where its panels begin.
 #[inline(always)]
 unsafe fn in_parts<const A: usize, const B: usize>(
-    task: Task<'_>,
+    task: &Task<'_>,
     kernel: impl Fn(usize, *const f32, usize, *const f32, &mut [[f32; A]; B]),
 ) {
     let adds = matches!(task.start, Start::Sum);

@@ -4,7 +4,7 @@ use super::{ROWS, Task, in_parts};
 
 /// # Safety
 /// The task's sizes fit its slices.
-pub(super) unsafe fn multiply(task: Task<'_>) {
+pub(super) unsafe fn multiply(task: &Task<'_>) {
     // SAFETY: the kernel reads 8 lanes and 4 rows at each depth, which `in_parts` gives.
     unsafe { in_parts::<8, 4>(task, |depth, left, width, right, sums| kernel(depth, left, width, right, sums)) };
 }
