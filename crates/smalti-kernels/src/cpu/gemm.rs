@@ -1,8 +1,9 @@
 //! Matrix products: large ones from packed pieces of both factors on all threads, small ones by the `gemm` crate.
 
-use super::buffer::{Shared, with_shared};
+use super::buffer::{Shared, with_scratch, with_shared};
 use super::panels::{self, Place, ROWS, Start, WIDTH};
 use super::share::share;
+use super::simd::simd;
 use super::transpose::transpose_rows;
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -34,10 +35,10 @@ const LEAST: [usize; 3] = [48, WIDTH, 32];
 /// Most summands that are packed at a time: the panels of a task stay in the second-level cache.
 const DEPTH: usize = 1024;
 
-/// About the most values of the packed columns of the right factor, 8 MiB, and of the packed rows of the left one.
+/// About the most values of what all threads pack together, 8 MiB.
 const PACKED: usize = 2 << 20;
 
-/// Values of the panels of columns that a task goes over for each panel of rows, 384 KiB.
+/// Most values of the panels that a task goes over for each panel of the other factor, 384 KiB.
 const GROUP: usize = 96 << 10;
 
 /// Values that are worth a task to fill.
@@ -46,7 +47,7 @@ const FILL: usize = 1 << 15;
 /// Summands of a task that packs them.
 const SUMMANDS: usize = 32;
 
-/// Panels of rows of a task.
+/// Most panels of rows of a task, where rows are packed together.
 const STRIP: usize = 12;
 
 /// `lhs rhs + bias` for `lhs [m, k]`, `rhs [k, n]` and a bias for each column, row by row into `dst`, by all threads of the pool.
@@ -72,63 +73,146 @@ pub(crate) fn multiply_on_all_threads(
         return product([m, n, k], dst, [n, 1], bias.is_some(), lhs, rhs, threads);
     }
     assert!(fits(dst.len(), [m, n], [n, 1]), "product outside of its slice");
-    // Equal pieces.
-    let piece = |size: usize, most: usize, unit: usize| size.div_ceil(size.div_ceil(most)).next_multiple_of(unit);
-    let depth = piece(k, DEPTH, 1);
-    let columns = piece(n, PACKED / depth, WIDTH);
-    let lines = piece(m, PACKED / depth, ROWS);
+    let depth = k.div_ceil(k.div_ceil(DEPTH));
     let target = Shared::new(dst);
-    // The kernel has a panel of columns in its lanes, and calls that the left one.
-    with_shared((columns + lines) * depth, |memory| {
-        let (left, right) = memory.split_at_mut(columns * depth);
-        for first in (0..k).step_by(depth) {
-            let summands = first..k.min(first + depth);
-            for column in (0..n).step_by(columns) {
-                let part = column..n.min(column + columns);
-                pack(left, WIDTH, rhs.turned(), part.clone(), summands.clone());
-                for row in (0..m).step_by(lines) {
-                    let rows = row..m.min(row + lines);
-                    pack(right, ROWS, lhs, rows.clone(), summands.clone());
-                    let start = |column: usize| match bias {
-                        _ if first > 0 => Start::Sum,
-                        Some(bias) => Start::Lanes(&bias[column..]),
-                        None => Start::Zero,
-                    };
-                    tiles([left, right], summands.len(), (target, n), [rows, part.clone()], start);
-                }
-            }
+    for first in (0..k).step_by(depth) {
+        let summands = first..k.min(first + depth);
+        let start = |column: usize| match bias {
+            _ if first > 0 => Start::Sum,
+            Some(bias) => Start::Lanes(&bias[column..]),
+            None => Start::Zero,
+        };
+        let call = Call { lhs, columns: rhs.turned(), summands, target, stride: n, start };
+        // The smaller factor is packed together, and a task packs its part of the larger one where it stays in the task's cache. Where the
+        // rows' summands lie apart in memory, so do the columns' (the gradient of a weight), and parts would be read piece by piece.
+        if lhs.strides[1] != 1 {
+            call.together(m, n);
+        } else if m >= n {
+            call.rows_by_task(m, n);
+        } else {
+            call.columns_by_task(m, n);
         }
-    });
+    }
 }
 
-/// All tiles of packed rows and columns.
-fn tiles<'a>(
-    [left, right]: [&[f32]; 2],
-    depth: usize,
-    (target, stride): (Shared<'_>, usize),
-    [rows, columns]: [Range<usize>; 2],
-    start: impl Fn(usize) -> Start<'a> + Sync,
-) {
-    let panels = columns.len().div_ceil(WIDTH);
-    let groups = panels.div_ceil((GROUP / (WIDTH * depth)).max(1));
-    let (group, strip) = (panels.div_ceil(groups) * WIDTH, STRIP * ROWS);
-    let strips = rows.len().div_ceil(strip);
-    share(columns.len().div_ceil(group) * strips, |task| {
-        let (first, top) = (task / strips * group, task % strips * strip);
-        for row in (top..rows.len().min(top + strip)).step_by(ROWS) {
-            for column in (first..columns.len().min(first + group)).step_by(WIDTH) {
+/// The product for some summands.
+struct Call<'a, S> {
+    lhs: Matrix<'a>,
+    /// The right factor's transpose.
+    columns: Matrix<'a>,
+    summands: Range<usize>,
+    target: Shared<'a>,
+    /// Columns of the target.
+    stride: usize,
+    /// What the sums of a panel that begins with this column begin with.
+    start: S,
+}
+
+impl<'a, S: Fn(usize) -> Start<'a> + Sync> Call<'a, S> {
+    /// Both factors packed by all threads.
+    fn together(&self, m: usize, n: usize) {
+        let depth = self.summands.len();
+        let (columns, rows) = (piece::<WIDTH>(n, depth), piece::<ROWS>(m, depth));
+        with_shared((columns + rows) * depth, |memory| {
+            // The kernel has a panel of columns in its lanes, and calls that the left one.
+            let (left, right) = memory.split_at_mut(columns * depth);
+            for columns in parts(0..n, columns) {
+                pack_together::<WIDTH>(left, self.columns, columns.clone(), self.summands.clone());
+                for rows in parts(0..m, rows) {
+                    pack_together::<ROWS>(right, self.lhs, rows.clone(), self.summands.clone());
+                    let group = even(columns.len().div_ceil(WIDTH), GROUP / (WIDTH * depth)) * WIDTH;
+                    let strip = STRIP * ROWS;
+                    let strips = rows.len().div_ceil(strip);
+                    share(columns.len().div_ceil(group) * strips, |task| {
+                        let (first, top) = (task / strips * group, task % strips * strip);
+                        let part = columns.start + first..columns.end.min(columns.start + first + group);
+                        let lines = rows.start + top..rows.end.min(rows.start + top + strip);
+                        self.tiles([&left[first * depth..], &right[top * depth..]], [lines, part]);
+                    });
+                }
+            }
+        });
+    }
+
+    /// Columns packed by all threads, rows by the task that needs them.
+    fn rows_by_task(&self, m: usize, n: usize) {
+        let depth = self.summands.len();
+        let columns = piece::<WIDTH>(n, depth);
+        let strip = even(m.div_ceil(ROWS), GROUP / (ROWS * depth)) * ROWS;
+        with_shared(columns * depth, |left| {
+            for columns in parts(0..n, columns) {
+                pack_together::<WIDTH>(left, self.columns, columns.clone(), self.summands.clone());
+                let group = (GROUP / (WIDTH * depth)).max(1) * WIDTH;
+                share(m.div_ceil(strip), |task| {
+                    let rows = task * strip..m.min((task + 1) * strip);
+                    with_scratch([strip * depth], |[right]| {
+                        let summands = self.summands.clone();
+                        pack::<ROWS>(Shared::new(right), self.lhs, rows.clone(), summands.clone(), 0..depth);
+                        for part in parts(columns.clone(), group) {
+                            let left = &left[(part.start - columns.start) * depth..];
+                            self.tiles([left, right], [rows.clone(), part]);
+                        }
+                    });
+                });
+            }
+        });
+    }
+
+    /// Rows packed by all threads, columns by the task that needs them.
+    fn columns_by_task(&self, m: usize, n: usize) {
+        let depth = self.summands.len();
+        let rows = piece::<ROWS>(m, depth);
+        let group = even(n.div_ceil(WIDTH), GROUP / (WIDTH * depth)) * WIDTH;
+        with_shared(rows * depth, |right| {
+            for rows in parts(0..m, rows) {
+                pack_together::<ROWS>(right, self.lhs, rows.clone(), self.summands.clone());
+                share(n.div_ceil(group), |task| {
+                    let columns = task * group..n.min((task + 1) * group);
+                    with_scratch([group * depth], |[left]| {
+                        let summands = self.summands.clone();
+                        pack::<WIDTH>(Shared::new(left), self.columns, columns.clone(), summands, 0..depth);
+                        self.tiles([left, right], [rows.clone(), columns]);
+                    });
+                });
+            }
+        });
+    }
+
+    /// All tiles of packed columns and rows, on this thread. No other may access them meanwhile.
+    fn tiles(&self, [left, right]: [&[f32]; 2], [rows, columns]: [Range<usize>; 2]) {
+        let depth = self.summands.len();
+        for row in (0..rows.len()).step_by(ROWS) {
+            for column in (0..columns.len()).step_by(WIDTH) {
                 let size = [ROWS.min(rows.len() - row), WIDTH.min(columns.len() - column)];
-                let place =
-                    Place { values: target, start: (rows.start + row) * stride + columns.start + column, stride };
+                let start = (rows.start + row) * self.stride + columns.start + column;
+                let place = Place { values: self.target, start, stride: self.stride };
                 // A panel of so many columns or rows begins at the first of them times the depth.
                 let (left, right) = (&left[column * depth..], &right[row * depth..]);
-                // SAFETY: each tile belongs to one task, and was written for the summands before.
+                // SAFETY: the callers give each tile to one task, and it was written for the summands before.
                 unsafe {
-                    panels::multiply(depth, (left, WIDTH), right, place, size, start(columns.start + column));
+                    let start = (self.start)(columns.start + column);
+                    panels::multiply(depth, (left, WIDTH), right, place, size, start);
                 }
             }
         }
-    });
+    }
+}
+
+/// Rows of equal pieces that are packed together, in whole panels of `N`.
+fn piece<const N: usize>(size: usize, depth: usize) -> usize {
+    size.div_ceil(size.div_ceil(PACKED / depth)).next_multiple_of(N)
+}
+
+/// Pieces of a range, all but the last one of this length.
+fn parts(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(length).map(move |first| first..range.end.min(first + length))
+}
+
+/// How many of the panels a task takes, `most` or fewer, so that the threads finish together; of those numbers the largest.
+fn even(panels: usize, most: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let last = |each: &usize| panels.div_ceil(*each).div_ceil(threads) * each;
+    (1..=most.clamp(1, panels)).rev().min_by_key(last).unwrap_or(1)
 }
 
 impl Matrix<'_> {
@@ -139,52 +223,88 @@ impl Matrix<'_> {
     }
 }
 
-/// Packs the summands of these rows: panels `[summands, width]`, with zeros where there is no row.
-fn pack(panels: &mut [f32], width: usize, matrix: Matrix<'_>, rows: Range<usize>, summands: Range<usize>) {
+/// [`pack`] on all threads.
+fn pack_together<const N: usize>(panels: &mut [f32], matrix: Matrix<'_>, rows: Range<usize>, summands: Range<usize>) {
     let (depth, panels) = (summands.len(), Shared::new(panels));
-    let [of_row, of_summand] = matrix.strides;
-    let count = rows.len().div_ceil(width);
-    let part = |panel: usize, first: usize| {
-        let row = panel * width;
-        let values = &matrix.values[(rows.start + row) * of_row + (summands.start + first) * of_summand..];
-        (values, width.min(rows.len() - row))
-    };
-    if of_summand == 1 {
-        return share(count, |panel| {
-            let (values, count) = part(panel, 0);
+    if matrix.strides[1] == 1 {
+        return share(rows.len().div_ceil(N), |panel| {
+            let first = rows.start + panel * N;
             // SAFETY: each panel belongs to one task.
-            let panel = unsafe { panels.range(panel * width * depth, width * depth) };
-            transpose_rows((0..count).map(|row| &values[row * of_row..]), panel, [depth, width]);
+            let panel = Shared::new(unsafe { panels.range(panel * N * depth, N * depth) });
+            pack::<N>(panel, matrix, first..rows.end.min(first + N), summands.clone(), 0..depth);
         });
     }
     // Some summands of all panels, so that memory is read line by line.
     share(depth.div_ceil(SUMMANDS), |task| {
-        let first = task * SUMMANDS;
-        let size = SUMMANDS.min(depth - first) * width;
-        for panel in 0..count {
-            let (values, count) = part(panel, first);
-            // SAFETY: these summands belong to this task.
-            let lanes = unsafe { panels.range((panel * depth + first) * width, size) };
-            let whole = of_row == 1 && count == width && of_summand >= width;
-            match width {
-                WIDTH if whole => copy_lanes::<WIDTH>(lanes, values, of_summand),
-                ROWS if whole => copy_lanes::<ROWS>(lanes, values, of_summand),
-                _ => {
-                    for (summand, lanes) in lanes.chunks_exact_mut(width).enumerate() {
-                        for (row, lane) in lanes.iter_mut().enumerate() {
-                            *lane = if row < count { values[summand * of_summand + row * of_row] } else { 0.0 };
-                        }
-                    }
-                }
-            }
-        }
+        let part = task * SUMMANDS..depth.min((task + 1) * SUMMANDS);
+        pack::<N>(panels, matrix, rows.clone(), summands.clone(), part);
     });
 }
 
-/// Whole groups of `N` values, so many apart.
-fn copy_lanes<const N: usize>(panel: &mut [f32], values: &[f32], stride: usize) {
-    for (lanes, values) in panel.as_chunks_mut::<N>().0.iter_mut().zip(values.chunks(stride)) {
-        lanes.copy_from_slice(&values[..N]);
+/// Packs the summands of these rows into panels `[summands, N]`, with zeros where there is no row: `part` of them, all if each row's
+/// lie side by side. No other thread may access these meanwhile.
+fn pack<const N: usize>(
+    panels: Shared<'_>,
+    matrix: Matrix<'_>,
+    rows: Range<usize>,
+    summands: Range<usize>,
+    part: Range<usize>,
+) {
+    let (depth, [of_row, of_summand]) = (summands.len(), matrix.strides);
+    let count = rows.len();
+    let values = &matrix.values[rows.start * of_row + summands.start * of_summand..];
+    if of_summand == 1 {
+        for first in (0..count).step_by(N) {
+            // SAFETY: the caller's promise.
+            let panel = unsafe { panels.range(first * depth, N * depth) };
+            let rows = (first..count.min(first + N)).map(|row| &values[row * of_row..]);
+            transpose_rows(rows, panel, [depth, N]);
+        }
+    } else if of_row == 1 {
+        match N {
+            WIDTH => copy_lanes(panels, values, [count, of_summand, depth], part),
+            _ => copy_rows(panels, values, [count, of_summand, depth], part),
+        }
+    } else {
+        for (summand, first) in part.flat_map(|summand| (0..count).step_by(N).map(move |first| (summand, first))) {
+            // SAFETY: the caller's promise.
+            let lanes = unsafe { panels.range(first * depth + summand * N, N) };
+            for (row, lane) in lanes.iter_mut().enumerate() {
+                let row = first + row;
+                *lane = if row < count { values[summand * of_summand + row * of_row] } else { 0.0 };
+            }
+        }
+    }
+}
+
+simd! {
+    fn copy_lanes(panels: Shared<'_>, values: &[f32], sizes: [usize; 3], part: Range<usize>) {
+        copy::<WIDTH>(panels, values, sizes, part);
+    }
+}
+
+simd! {
+    fn copy_rows(panels: Shared<'_>, values: &[f32], sizes: [usize; 3], part: Range<usize>) {
+        copy::<ROWS>(panels, values, sizes, part);
+    }
+}
+
+/// Summands of `count` rows, each summand's side by side and `stride` apart, to panels `[depth, N]`.
+#[inline(always)]
+fn copy<const N: usize>(panels: Shared<'_>, values: &[f32], [count, stride, depth]: [usize; 3], part: Range<usize>) {
+    for summand in part {
+        let line = &values[summand * stride..][..count];
+        // SAFETY: the caller of `pack` promises that nobody else accesses these lanes.
+        let lanes = |panel: usize| unsafe { panels.range((panel * depth + summand) * N, N) };
+        let (whole, rest) = line.as_chunks::<N>();
+        for (panel, values) in whole.iter().enumerate() {
+            lanes(panel).copy_from_slice(values);
+        }
+        if !rest.is_empty() {
+            let lanes = lanes(whole.len());
+            lanes[..rest.len()].copy_from_slice(rest);
+            lanes[rest.len()..].fill(0.0);
+        }
     }
 }
 
