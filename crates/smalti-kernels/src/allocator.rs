@@ -40,11 +40,11 @@ const REGION: usize = 64 << 20;
 const UNTRIMMED: libc::c_int = 8 << 20;
 
 /// What is kept may pass the peak by this part of what comes and goes: free memory in small pieces serves no large request.
-const SLACK: usize = 32;
+const SLACK: usize = 64;
 
 /// What is kept may always pass the peak by this much, or by a third of what comes and goes if that is less: where little does,
 /// it changes its sizes more, as between a generator and a decoder.
-const LEAST_SLACK: usize = 48 << 20;
+const LEAST_SLACK: usize = 16 << 20;
 
 /// Most free extents.
 const SLOTS: usize = 2048;
