@@ -2,12 +2,10 @@
 //! are made again for the backward passes that need them.
 
 use crate::cpu::activation::{Curve, backward, forward};
-use crate::flex::{Values, changed, serves, tensor_like};
+use crate::flex::{Again, Values, changed, serves, tensor_like};
 use burn::backend::autodiff::{
     NodeId,
     checkpoint::base::Checkpointer,
-    checkpoint::retro_forward::RetroForward,
-    checkpoint::state::BackwardStates,
     checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
@@ -62,7 +60,7 @@ impl Activation for Flex {
 impl<C: CheckpointStrategy> Activation for Autodiff<Flex, C> {
     fn smalti_activation(x: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self> {
         let node = x.node();
-        let again = Again { input: node.id(), curve };
+        let again = Again { inputs: [node.id()], forward: move |[x]: [_; 1]| Flex::smalti_activation(x, curve) };
         let prep = ActivationStep.prepare::<BalancedCheckpointing>([node]).memory_bound().retro_forward(again);
         match prep.parents([&x]).stateful() {
             OpsKind::Tracked(mut prep) => {
@@ -71,20 +69,6 @@ impl<C: CheckpointStrategy> Activation for Autodiff<Flex, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(Flex::smalti_activation(x.into_primitive(), curve)),
         }
-    }
-}
-
-/// The forward pass from what the graph keeps.
-#[derive(Debug)]
-struct Again {
-    input: NodeId,
-    curve: Curve,
-}
-
-impl RetroForward for Again {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let x = states.get_state::<FloatTensor<Flex>>(&self.input);
-        states.save(out_node, Flex::smalti_activation(x, self.curve));
     }
 }
 

@@ -1,10 +1,15 @@
 //! What the operations share at the border to the CPU backend.
 
 use crate::cpu::gated;
+use burn::backend::autodiff::{
+    NodeId,
+    checkpoint::{retro_forward::RetroForward, state::BackwardStates},
+};
 use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Device, IntDType, Tensor, TensorData};
+use std::fmt;
 use std::ops::{Deref, Range};
 
 /// Whether a tensor lives on the CPU backend, recorded for gradients or not, in the data type of the own bodies.
@@ -108,4 +113,27 @@ pub(crate) fn dims<const D: usize>(tensor: &FloatTensor<Flex>) -> [usize; D] {
 pub(crate) fn integers(tensor: IntTensor<Flex>) -> Vec<i64> {
     let tensor = Flex::int_cast(tensor, IntDType::I64).to_contiguous();
     tensor.as_slice::<i64>().map(<[i64]>::to_vec).unwrap_or_default()
+}
+
+/// A forward pass that backward passes run again from inputs that the graph keeps. With Burn's `BalancedCheckpointing` for an
+/// operation its result is not kept, whatever the strategy of the others.
+pub(crate) struct Again<const N: usize, F> {
+    pub inputs: [NodeId; N],
+    pub forward: F,
+}
+
+impl<const N: usize, F> fmt::Debug for Again<N, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Again").field("inputs", &self.inputs).finish_non_exhaustive()
+    }
+}
+
+impl<const N: usize, F> RetroForward for Again<N, F>
+where
+    F: Fn([FloatTensor<Flex>; N]) -> FloatTensor<Flex> + Send + 'static,
+{
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let inputs = self.inputs.map(|id| states.get_state::<FloatTensor<Flex>>(&id));
+        states.save(out_node, (self.forward)(inputs));
+    }
 }

@@ -1,12 +1,10 @@
 //! Branches that count by a gain: gated residuals, and scales and shifts that differ between tokens (DiT, arXiv 2212.09748).
 
 use crate::cpu::gated::{backward, forward};
-use crate::flex::{Rows, Values, dims, serves, tensor};
+use crate::flex::{Again, Rows, Values, dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
     checkpoint::base::Checkpointer,
-    checkpoint::retro_forward::RetroForward,
-    checkpoint::state::BackwardStates,
     checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, NodeGuard, Ops, OpsKind},
@@ -120,7 +118,10 @@ impl<C: CheckpointStrategy> Gated for Autodiff<Flex, C> {
         of: Use,
     ) -> FloatTensor<Self> {
         let nodes = [base.node(), y.node(), gain.node()];
-        let again = Again { inputs: nodes.each_ref().map(NodeGuard::id), of };
+        let again = Again {
+            inputs: nodes.each_ref().map(NodeGuard::id),
+            forward: move |[base, y, gain]: [_; 3]| Flex::smalti_gated(base, y, gain, of),
+        };
         let prep = GatedStep.prepare::<BalancedCheckpointing>(nodes);
         let prep = match of {
             Use::Residual => prep.compute_bound(),
@@ -137,20 +138,6 @@ impl<C: CheckpointStrategy> Gated for Autodiff<Flex, C> {
                 prep.finish(Flex::smalti_gated(base, y, gain, of))
             }
         }
-    }
-}
-
-/// The forward pass from what the graph keeps.
-#[derive(Debug)]
-struct Again {
-    inputs: [NodeId; 3],
-    of: Use,
-}
-
-impl RetroForward for Again {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [base, y, gain] = self.inputs.map(|id| states.get_state::<FloatTensor<Flex>>(&id));
-        states.save(out_node, Flex::smalti_gated(base, y, gain, self.of));
     }
 }
 

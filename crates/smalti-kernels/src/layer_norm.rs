@@ -1,12 +1,10 @@
 //! Layer normalisation (Ba, Kiros and Hinton 2016, arXiv 1607.06450) over the last axis.
 
 use crate::cpu::layer_norm::{backward, forward};
-use crate::flex::{Values, dims, serves, tensor};
+use crate::flex::{Again, Values, dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
     checkpoint::base::Checkpointer,
-    checkpoint::retro_forward::RetroForward,
-    checkpoint::state::BackwardStates,
     checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, NodeGuard, Ops, OpsKind},
@@ -104,7 +102,10 @@ impl<C: CheckpointStrategy> LayerNorm for Autodiff<Flex, C> {
         epsilon: f64,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), gamma.node(), beta.node()];
-        let again = Again { inputs: nodes.each_ref().map(NodeGuard::id), epsilon };
+        let again = Again {
+            inputs: nodes.each_ref().map(NodeGuard::id),
+            forward: move |[x, gamma, beta]: [_; 3]| Flex::smalti_layer_norm(x, gamma, beta, epsilon),
+        };
         let prep = LayerNormStep.prepare::<BalancedCheckpointing>(nodes).memory_bound().retro_forward(again);
         match prep.parents([&x, &gamma, &beta]).stateful() {
             OpsKind::Tracked(mut prep) => {
@@ -119,20 +120,6 @@ impl<C: CheckpointStrategy> LayerNorm for Autodiff<Flex, C> {
                 prep.finish(Flex::smalti_layer_norm(x, gamma, beta, epsilon))
             }
         }
-    }
-}
-
-/// The forward pass from what the graph keeps.
-#[derive(Debug)]
-struct Again {
-    inputs: [NodeId; 3],
-    epsilon: f64,
-}
-
-impl RetroForward for Again {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [x, gamma, beta] = self.inputs.map(|id| states.get_state::<FloatTensor<Flex>>(&id));
-        states.save(out_node, Flex::smalti_layer_norm(x, gamma, beta, self.epsilon));
     }
 }
 

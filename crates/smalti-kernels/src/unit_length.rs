@@ -1,12 +1,10 @@
 //! Vectors scaled to unit length, then by a factor of their head: queries and keys of cosine attention.
 
 use crate::cpu::unit_length::{backward, forward};
-use crate::flex::{Values, dims, serves, tensor};
+use crate::flex::{Again, Values, dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
     checkpoint::base::Checkpointer,
-    checkpoint::retro_forward::RetroForward,
-    checkpoint::state::BackwardStates,
     checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, NodeGuard, Ops, OpsKind},
@@ -58,7 +56,10 @@ impl UnitLength for Flex {
 impl<C: CheckpointStrategy> UnitLength for Autodiff<Flex, C> {
     fn smalti_unit_length(x: FloatTensor<Self>, factors: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [x.node(), factors.node()];
-        let again = Again(nodes.each_ref().map(NodeGuard::id));
+        let again = Again {
+            inputs: nodes.each_ref().map(NodeGuard::id),
+            forward: |[x, factors]: [_; 2]| Flex::smalti_unit_length(x, factors),
+        };
         let prep = UnitLengthStep.prepare::<BalancedCheckpointing>(nodes).memory_bound().retro_forward(again);
         match prep.parents([&x, &factors]).stateful() {
             OpsKind::Tracked(mut prep) => {
@@ -72,17 +73,6 @@ impl<C: CheckpointStrategy> UnitLength for Autodiff<Flex, C> {
                 prep.finish(Flex::smalti_unit_length(x.into_primitive(), factors.into_primitive()))
             }
         }
-    }
-}
-
-/// The forward pass from the inputs, which the graph keeps.
-#[derive(Debug)]
-struct Again([NodeId; 2]);
-
-impl RetroForward for Again {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [x, factors] = self.0.map(|id| states.get_state::<FloatTensor<Flex>>(&id));
-        states.save(out_node, Flex::smalti_unit_length(x, factors));
     }
 }
 
