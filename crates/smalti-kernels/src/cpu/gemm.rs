@@ -127,7 +127,8 @@ impl<'a, S: Fn(usize) -> Start<'a> + Sync> Call<'a, S> {
                         let (first, top) = (task / strips * group, task % strips * strip);
                         let part = columns.start + first..columns.end.min(columns.start + first + group);
                         let lines = rows.start + top..rows.end.min(rows.start + top + strip);
-                        self.tiles([&left[first * depth..], &right[top * depth..]], [lines, part]);
+                        // SAFETY: each tile belongs to one task.
+                        unsafe { self.tiles([&left[first * depth..], &right[top * depth..]], [lines, part]) };
                     });
                 }
             }
@@ -147,10 +148,12 @@ impl<'a, S: Fn(usize) -> Start<'a> + Sync> Call<'a, S> {
                     let rows = task * strip..m.min((task + 1) * strip);
                     with_scratch([strip * depth], |[right]| {
                         let summands = self.summands.clone();
-                        pack::<ROWS>(Shared::new(right), self.lhs, rows.clone(), summands.clone(), 0..depth);
+                        // SAFETY: the scratch memory is this thread's.
+                        unsafe { pack::<ROWS>(Shared::new(right), self.lhs, rows.clone(), summands, 0..depth) };
                         for part in parts(columns.clone(), group) {
                             let left = &left[(part.start - columns.start) * depth..];
-                            self.tiles([left, right], [rows.clone(), part]);
+                            // SAFETY: each row belongs to one task.
+                            unsafe { self.tiles([left, right], [rows.clone(), part]) };
                         }
                     });
                 });
@@ -170,16 +173,22 @@ impl<'a, S: Fn(usize) -> Start<'a> + Sync> Call<'a, S> {
                     let columns = task * group..n.min((task + 1) * group);
                     with_scratch([group * depth], |[left]| {
                         let summands = self.summands.clone();
-                        pack::<WIDTH>(Shared::new(left), self.columns, columns.clone(), summands, 0..depth);
-                        self.tiles([left, right], [rows.clone(), columns]);
+                        // SAFETY: the scratch memory is this thread's, and each column belongs to one task.
+                        unsafe {
+                            pack::<WIDTH>(Shared::new(left), self.columns, columns.clone(), summands, 0..depth);
+                            self.tiles([left, right], [rows.clone(), columns]);
+                        }
                     });
                 });
             }
         });
     }
 
-    /// All tiles of packed columns and rows, on this thread. No other may access them meanwhile.
-    fn tiles(&self, [left, right]: [&[f32]; 2], [rows, columns]: [Range<usize>; 2]) {
+    /// All tiles of packed columns and rows, on this thread.
+    ///
+    /// # Safety
+    /// No other thread may access them meanwhile.
+    unsafe fn tiles(&self, [left, right]: [&[f32]; 2], [rows, columns]: [Range<usize>; 2]) {
         let depth = self.summands.len();
         for row in (0..rows.len()).step_by(ROWS) {
             for column in (0..columns.len()).step_by(WIDTH) {
@@ -188,7 +197,7 @@ impl<'a, S: Fn(usize) -> Start<'a> + Sync> Call<'a, S> {
                 let place = Place { values: self.target, start, stride: self.stride };
                 // A panel of so many columns or rows begins at the first of them times the depth.
                 let (left, right) = (&left[column * depth..], &right[row * depth..]);
-                // SAFETY: the callers give each tile to one task, and it was written for the summands before.
+                // SAFETY: the caller's promise; the tile was written for the summands before.
                 unsafe {
                     let start = (self.start)(columns.start + column);
                     panels::multiply(depth, (left, WIDTH), right, place, size, start);
@@ -230,20 +239,26 @@ fn pack_together<const N: usize>(panels: &mut [f32], matrix: Matrix<'_>, rows: R
         return share(rows.len().div_ceil(N), |panel| {
             let first = rows.start + panel * N;
             // SAFETY: each panel belongs to one task.
-            let panel = Shared::new(unsafe { panels.range(panel * N * depth, N * depth) });
-            pack::<N>(panel, matrix, first..rows.end.min(first + N), summands.clone(), 0..depth);
+            unsafe {
+                let panel = Shared::new(panels.range(panel * N * depth, N * depth));
+                pack::<N>(panel, matrix, first..rows.end.min(first + N), summands.clone(), 0..depth);
+            }
         });
     }
     // Some summands of all panels, so that memory is read line by line.
     share(depth.div_ceil(SUMMANDS), |task| {
         let part = task * SUMMANDS..depth.min((task + 1) * SUMMANDS);
-        pack::<N>(panels, matrix, rows.clone(), summands.clone(), part);
+        // SAFETY: these summands belong to one task.
+        unsafe { pack::<N>(panels, matrix, rows.clone(), summands.clone(), part) };
     });
 }
 
 /// Packs the summands of these rows into panels `[summands, N]`, with zeros where there is no row: `part` of them, all if each row's
-/// lie side by side. No other thread may access these meanwhile.
-fn pack<const N: usize>(
+/// lie side by side.
+///
+/// # Safety
+/// No other thread may access these meanwhile.
+unsafe fn pack<const N: usize>(
     panels: Shared<'_>,
     matrix: Matrix<'_>,
     rows: Range<usize>,
