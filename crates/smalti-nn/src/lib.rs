@@ -3,34 +3,19 @@
 //! Layers are Burn modules with public named fields. Their names differ from Burn's own layers on purpose: Burn's checkpoint
 //! adapters act on type names.
 
-pub mod attention;
-pub mod attn_block;
-pub mod autoencoder;
-pub mod cache;
-pub mod conv;
-pub mod dense;
-pub mod init;
-pub mod mobilenet_v2;
-pub mod norm;
-pub mod patchgan;
-pub mod positions;
-pub mod resample;
-pub mod resize;
-pub mod resnet;
-pub mod stylegan;
-pub mod transformer;
-pub mod vgg16;
-pub mod vit;
+mod autoencoders;
+mod discriminators;
+mod layers;
+mod perceptual;
+mod transformers;
 
-pub use attn_block::AttnBlock;
-pub use autoencoder::{ConvAutoencoderConfig, ConvDecoder, ConvEncoder};
-pub use conv::Conv;
-pub use mobilenet_v2::MobileNetV2;
-pub use norm::Norm;
-pub use patchgan::{PatchGan, PatchGanConfig};
-pub use resample::{Downsample, Upsample};
-pub use resize::{Interpolation, Resize};
-pub use resnet::{ResnetBlock, ResnetBlockConfig, Shortcut};
-pub use stylegan::{StyleGan, StyleGanConfig};
-pub use vgg16::Vgg16;
-pub use vit::{FeedForward, VitConfig, VitTransformer};
+pub use autoencoders::{
+    AttnBlock, ConvAutoencoderConfig, ConvDecoder, ConvEncoder, DownLevel, Middle, ResnetBlock, ResnetBlockConfig,
+    Shortcut, UpLevel,
+};
+pub use discriminators::{
+    PatchGan, PatchGanConfig, PatchStage, ScaledConv, ScaledDense, StyleBlock, StyleGan, StyleGanConfig,
+};
+pub use layers::{BatchStatistics, Conv, Downsample, Interpolation, Norm, Resize, Upsample, dense, init, positions};
+pub use perceptual::{Depthwise, InvertedResidual, MobileNetV2, Vgg16, vgg16};
+pub use transformers::{attention, cache, transformer, vit};

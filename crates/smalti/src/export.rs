@@ -10,7 +10,7 @@ use smalti_models::generators::GeneratorConfig;
 use smalti_models::quantizers::QuantizerConfig;
 use smalti_models::quantizers::vq::Metric;
 use smalti_models::tokenizers::{TokenizerConfig, VitTokenizerConfig};
-use smalti_nn::FeedForward;
+use smalti_nn::vit::FeedForward;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! The patch discriminator of pix2pix (arXiv 1611.07004), as used by VQGAN: it judges overlapping patches, not whole images.
 
-use crate::{Conv, norm::BatchStatistics};
+use crate::{BatchStatistics, Conv};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::leaky_relu};
 use serde::{Deserialize, Serialize};
