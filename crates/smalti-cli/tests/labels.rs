@@ -87,7 +87,7 @@ fn from_label_maps_to_pictures_of_them() {
     let labels = place.labels(json!({ "binary_cross_entropy": 1.0 }), nearest());
     let (recipe, run) = (place.recipe("labels.toml", 60, &labels), place.path("labels"));
     json_of(&["train", &recipe, "--out", &run]);
-    let (maps, pictures) = (place.path("maps"), place.path("pictures"));
+    let maps = place.path("maps");
     let found = json_of(&["evaluate", &run, "--data", &maps]);
     // Always the commonest class would be right at 44 % of the pixels.
     let accuracy = found["tokenizer"]["label_accuracy"].as_f64().unwrap();
@@ -99,37 +99,46 @@ fn from_label_maps_to_pictures_of_them() {
     let colours: std::collections::BTreeSet<_> = sheet.pixels.chunks(3).collect();
     assert!(colours.contains(&[0u8, 0, 0][..]) && colours.contains(&[128u8, 0, 0][..]), "{colours:?}");
 
-    // Official names and back.
-    let (official, again) = (place.path("official.safetensors"), place.path("again"));
-    json_of(&["export", &run, "--layout", "official", "-o", &official]);
-    json_of(&["import", &official, "--system", "vqgan", "--variant", &recipe, "-o", &again]);
-    let back = json_of(&["evaluate", &again, "--data", &maps]);
-    assert_eq!(back["tokenizer"]["label_accuracy"], found["tokenizer"]["label_accuracy"]);
+    survives_official_names(&place, &run, &recipe, &found);
+    leaves_out_what_is_no_label(&place, &run);
+    conditions_pictures(&place, &run);
+}
 
-    // Labels that are no class are left out, and named.
+fn survives_official_names(place: &Place, run: &str, recipe: &str, found: &Value) {
+    let (official, again) = (place.path("official.safetensors"), place.path("again"));
+    json_of(&["export", run, "--layout", "official", "-o", &official]);
+    json_of(&["import", &official, "--system", "vqgan", "--variant", recipe, "-o", &again]);
+    let back = json_of(&["evaluate", &again, "--data", &place.path("maps")]);
+    assert_eq!(back["tokenizer"]["label_accuracy"], found["tokenizer"]["label_accuracy"]);
+}
+
+fn leaves_out_what_is_no_label(place: &Place, run: &str) {
     let odd = place.path("odd");
     fs::create_dir(&odd).unwrap();
     map(&Path::new(&odd).join("0.png"), 0);
     let pixels = vec![9; SIDE * SIDE * 3];
     let outside = Image { grey: true, ..Image::new(SIDE, SIDE, pixels).unwrap() };
     save_png(&Path::new(&odd).join("1.png"), &outside, None).unwrap();
-    let found = json_of(&["evaluate", &run, "--data", &odd]);
+    let found = json_of(&["evaluate", run, "--data", &odd]);
     assert_eq!(found["images"], json!(1));
     assert!(
         found["skipped"][0]["error"].as_str().unwrap().contains("label 9, shifted by 1, is not in 0..3"),
         "{found}"
     );
-    let refused = error_of(&["evaluate", &run, "--data", &pictures], 1);
+    let refused = error_of(&["evaluate", run, "--data", &place.path("pictures")], 1);
     assert!(refused.contains("none of its 12 images can be used"), "{refused}");
+}
 
-    // Pictures whose tokens follow those of label maps.
+/// Pictures whose tokens follow those of label maps.
+fn conditions_pictures(place: &Place, run: &str) {
+    let (maps, pictures) = (place.path("maps"), place.path("pictures"));
     let images = json!({
         "kind": "tokenizer", "model": tokenizer(), "loss": { "l1": 1.0 },
         "train": place.data("pictures", nearest()), "validation": place.data("pictures", nearest()),
     });
     let second = place.path("pixels");
     json_of(&["train", &place.recipe("pixels.toml", 2, &images), "--out", &second]);
-    for (source, model, tokens) in [(&maps, &run, "label-tokens"), (&pictures, &second, "pixel-tokens")] {
+    for (source, model, tokens) in [(&maps, run, "label-tokens"), (&pictures, second.as_str(), "pixel-tokens")] {
         json_of(&["tokenize", source, &place.path(tokens), "--model", model]);
     }
     let task = json!({

@@ -237,38 +237,12 @@ impl Recipe {
         }
         self.schedule.check(place)?;
         if let Task::Generator(task) = &self.task {
-            let reads_text = matches!(task.model.condition(), ConditionConfig::Text { .. });
-            let problem = match (&task.text, reads_text) {
-                (None, true) => "is missing, but the model's condition is text",
-                (Some(_), false) => "is given, but the model's condition is not text; leave it out",
-                _ => "",
-            };
-            if !problem.is_empty() {
-                return Err(Error::invalid(format!("{place}: task.text"), problem));
-            }
-            let reads_codes = matches!(task.model.condition(), ConditionConfig::Codes { .. });
-            if task.condition_tokens.is_some() != reads_codes {
-                let problem = match reads_codes {
-                    true => "is missing, but the model's condition is codes",
-                    false => "is given, but the model's condition is not codes; leave it out",
-                };
-                return Err(Error::invalid(format!("{place}: task.condition_tokens"), problem));
-            }
-            match &task.captions {
-                Some(_) if !reads_text => {
-                    let problem = "is given, but the model's condition is not text; leave it out";
-                    return Err(Error::invalid(format!("{place}: task.captions"), problem));
-                }
-                Some(captions) if !(0.0..=1.0).contains(&captions.keywords) || captions.most == 0 => {
-                    let problem = format!(
-                        "keywords = {}, most = {}; expected 0..=1 and at least 1",
-                        captions.keywords, captions.most
-                    );
-                    return Err(Error::invalid(format!("{place}: task.captions"), problem));
-                }
-                _ => {}
-            }
+            task.check(place)?;
         }
+        self.check_optimizer(place)
+    }
+
+    fn check_optimizer(&self, place: &str) -> Result<()> {
         let (beta_1, beta_2) = self.optimizer.betas;
         let fractions = [("optimizer.betas.0", beta_1), ("optimizer.betas.1", beta_2)];
         let decay = self.ema.as_ref().map(|ema| ("ema.decay", ema.decay));
@@ -285,5 +259,32 @@ impl Recipe {
             ));
         }
         Ok(())
+    }
+}
+
+impl GeneratorTask {
+    /// Text, codes and captions are given if the model's condition needs them, and only then.
+    fn check(&self, place: &str) -> Result<()> {
+        let reads_text = matches!(self.model.condition(), ConditionConfig::Text { .. });
+        let reads_codes = matches!(self.model.condition(), ConditionConfig::Codes { .. });
+        for (key, given, condition, needed) in [
+            ("text", self.text.is_some(), "text", reads_text),
+            ("condition_tokens", self.condition_tokens.is_some(), "codes", reads_codes),
+        ] {
+            let problem = match (given, needed) {
+                (false, true) => format!("is missing, but the model's condition is {condition}"),
+                (true, false) => format!("is given, but the model's condition is not {condition}; leave it out"),
+                _ => continue,
+            };
+            return Err(Error::invalid(format!("{place}: task.{key}"), problem));
+        }
+        let problem = match &self.captions {
+            Some(_) if !reads_text => "is given, but the model's condition is not text; leave it out".into(),
+            Some(captions) if !(0.0..=1.0).contains(&captions.keywords) || captions.most == 0 => {
+                format!("keywords = {}, most = {}; expected 0..=1 and at least 1", captions.keywords, captions.most)
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::invalid(format!("{place}: task.captions"), problem))
     }
 }

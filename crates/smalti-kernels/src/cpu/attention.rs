@@ -233,25 +233,38 @@ fn product([rows, outputs, inputs]: [usize; 3], x: &[f32], (panels, depth): (&[f
     }
 }
 
-/// Gradients for the gradient `dy [batch, heads, queries, value_width]` of the result.
-pub(crate) fn backward(
-    shape: Heads,
-    q: View<'_>,
-    k: View<'_>,
-    v: View<'_>,
-    mask: Option<Mask<'_>>,
-    log_sums: &[f32],
-    dy: View<'_>,
-) -> Gradients {
-    let Heads { batch, heads, queries, keys, width, value_width, .. } = shape;
-    let mut dq = vec![0.0; batch * queries * heads * width];
-    let mut dk = vec![0.0; batch * keys * heads * width];
-    let mut dv = vec![0.0; batch * keys * heads * value_width];
-    let [to_q, to_k, to_v] = [&mut dq, &mut dk, &mut dv].map(|values| Shared::new(values));
-    share(batch * heads, |head| {
-        let at = [head / heads, head % heads];
-        let block = shape.block();
-        let sizes = [
+/// What the gradients are computed from; `dy [batch, heads, queries, value_width]` is the gradient of the result.
+#[derive(Clone, Copy)]
+pub(crate) struct Backward<'a> {
+    pub shape: Heads,
+    pub q: View<'a>,
+    pub k: View<'a>,
+    pub v: View<'a>,
+    pub mask: Option<Mask<'a>>,
+    /// As [`forward`] returns them.
+    pub log_sums: &'a [f32],
+    pub dy: View<'a>,
+}
+
+impl Backward<'_> {
+    pub(crate) fn gradients(self) -> Gradients {
+        let Heads { batch, heads, queries, keys, width, value_width, .. } = self.shape;
+        let mut dq = vec![0.0; batch * queries * heads * width];
+        let mut dk = vec![0.0; batch * keys * heads * width];
+        let mut dv = vec![0.0; batch * keys * heads * value_width];
+        let targets = [&mut dq, &mut dk, &mut dv].map(|values| Shared::new(values));
+        share(batch * heads, |head| {
+            // SAFETY: each head belongs to one task.
+            with_scratch(self.scratch(), |scratch| unsafe { self.head(head, scratch, targets) });
+        });
+        Gradients { q: dq, k: dk, v: dv }
+    }
+
+    /// Values of scratch space that a head needs.
+    fn scratch(&self) -> [usize; 9] {
+        let Heads { keys, width, value_width, .. } = self.shape;
+        let block = self.shape.block();
+        [
             panels_of(keys) * WIDTH * width,
             panels_of(keys) * WIDTH * value_width,
             panels_of(width) * WIDTH * keys,
@@ -261,47 +274,73 @@ pub(crate) fn backward(
             block * width,
             keys * width,
             keys * value_width,
-        ];
-        with_scratch(sizes, |[by_key, by_value, keys_packed, given, scores, slopes, dq, dk, dv]| {
-            let [keys_of, values_of] = [k, v].map(|view| [Piece { view, rows: keys }]);
-            pack_columns(rows_of(&keys_of, at), width, by_key);
-            pack_columns(rows_of(&values_of, at), value_width, by_value);
-            pack_rows(rows_of(&keys_of, at), [keys, width], keys_packed);
-            dk.fill(0.0);
-            dv.fill(0.0);
-            for first in (0..queries).step_by(block) {
-                let rows = block.min(queries - first);
-                let seen = shape.seen_by(mask, at, first..first + rows);
-                if seen == 0 {
-                    continue;
-                }
-                copy_rows(q.head(at, first), [rows, width], given);
-                product([rows, seen, width], &given[..rows * width], (by_key, width), scores);
-                let dy = dy.head(at, first);
-                copy_rows(dy, [rows, value_width], given);
-                product([rows, seen, value_width], &given[..rows * value_width], (by_value, value_width), slopes);
-                for row in 0..rows {
-                    let limit = shape.seen(first + row);
-                    let hidden = mask.map_or(&[][..], |mask| mask.row(at, first + row, keys));
-                    let range = row * seen..(row + 1) * seen;
-                    let log_sum = log_sums[head * queries + first + row];
-                    differentiate(&mut scores[range.clone()], &mut slopes[range], limit, hidden, shape.scale, log_sum);
-                }
-                let weights = Matrix { values: scores, strides: [1, seen] };
-                multiply([seen, value_width, rows], dv, [value_width, 1], true, weights, dy);
-                let turned = Matrix { values: slopes, strides: [1, seen] };
-                multiply([seen, width, rows], dk, [width, 1], true, turned, q.head(at, first));
-                product([rows, width, seen], &slopes[..rows * seen], (keys_packed, keys), dq);
-                // SAFETY: each head belongs to one task.
-                unsafe { hand_out(to_q, shape, at, first, width, &dq[..rows * width]) };
+        ]
+    }
+
+    /// The gradients of a head, block by block of its queries.
+    ///
+    /// # Safety
+    /// No other task may use the rows of this head.
+    unsafe fn head(
+        &self,
+        head: usize,
+        [by_key, by_value, keys_packed, given, scores, slopes, dq, dk, dv]: [&mut [f32]; 9],
+        [to_q, to_k, to_v]: [Shared<'_>; 3],
+    ) {
+        let Heads { heads, queries, keys, width, value_width, .. } = self.shape;
+        let (at, block) = ([head / heads, head % heads], self.shape.block());
+        let [keys_of, values_of] = [self.k, self.v].map(|view| [Piece { view, rows: keys }]);
+        pack_columns(rows_of(&keys_of, at), width, by_key);
+        pack_columns(rows_of(&values_of, at), value_width, by_value);
+        pack_rows(rows_of(&keys_of, at), [keys, width], keys_packed);
+        dk.fill(0.0);
+        dv.fill(0.0);
+        for first in (0..queries).step_by(block) {
+            let rows = block.min(queries - first);
+            let seen = self.shape.seen_by(self.mask, at, first..first + rows);
+            if seen == 0 {
+                continue;
             }
-            // SAFETY: as above.
-            unsafe { hand_out(to_k, Heads { queries: keys, ..shape }, at, 0, width, dk) };
-            // SAFETY: as above.
-            unsafe { hand_out(to_v, Heads { queries: keys, ..shape }, at, 0, value_width, dv) };
-        });
-    });
-    Gradients { q: dq, k: dk, v: dv }
+            let (q, dy) = (self.q.head(at, first), self.dy.head(at, first));
+            copy_rows(q, [rows, width], given);
+            product([rows, seen, width], &given[..rows * width], (by_key, width), scores);
+            copy_rows(dy, [rows, value_width], given);
+            product([rows, seen, value_width], &given[..rows * value_width], (by_value, value_width), slopes);
+            self.weights_and_slopes(head, first, [rows, seen], scores, slopes);
+            let weights = Matrix { values: scores, strides: [1, seen] };
+            multiply([seen, value_width, rows], dv, [value_width, 1], true, weights, dy);
+            let turned = Matrix { values: slopes, strides: [1, seen] };
+            multiply([seen, width, rows], dk, [width, 1], true, turned, q);
+            product([rows, width, seen], &slopes[..rows * seen], (keys_packed, keys), dq);
+            // SAFETY: the caller's promise.
+            unsafe { hand_out(to_q, self.shape, at, first, width, &dq[..rows * width]) };
+        }
+        let shape = Heads { queries: keys, ..self.shape };
+        // SAFETY: the caller's promise.
+        unsafe { hand_out(to_k, shape, at, 0, width, dk) };
+        // SAFETY: the caller's promise.
+        unsafe { hand_out(to_v, shape, at, 0, value_width, dv) };
+    }
+
+    /// Scores `[rows, seen]` of the queries from `first` on become weights, and slopes of the weights those of the scores.
+    fn weights_and_slopes(
+        &self,
+        head: usize,
+        first: usize,
+        [rows, seen]: [usize; 2],
+        scores: &mut [f32],
+        slopes: &mut [f32],
+    ) {
+        let Heads { heads, queries, keys, scale, .. } = self.shape;
+        for row in 0..rows {
+            let limit = self.shape.seen(first + row);
+            let at = [head / heads, head % heads];
+            let hidden = self.mask.map_or(&[][..], |mask| mask.row(at, first + row, keys));
+            let range = row * seen..(row + 1) * seen;
+            let log_sum = self.log_sums[head * queries + first + row];
+            differentiate(&mut scores[range.clone()], &mut slopes[range], limit, hidden, scale, log_sum);
+        }
+    }
 }
 
 /// Where a row of a head is in `[batch, queries, heads, channels]`.
