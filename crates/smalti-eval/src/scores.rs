@@ -8,7 +8,7 @@ use serde::Serialize;
 pub struct Scores {
     /// Peak signal-to-noise ratio in decibels. Infinite for equal images, which JSON shows as null.
     pub psnr: f64,
-    /// Structural similarity, 1 for equal images; none if the image is smaller than its window.
+    /// Structural similarity, 1 for equal images; none if it was not asked for or the image is smaller than its window.
     pub ssim: Option<f64>,
     /// Mean absolute difference.
     pub l1: f64,
@@ -19,12 +19,12 @@ pub struct Scores {
 impl Scores {
     /// The scores of one image; `range` is the distance between black and white.
     pub fn of(pair: Pair<'_>, range: f64) -> Self {
-        Self {
-            psnr: psnr(pair, range),
-            ssim: ssim(pair, range).ok(),
-            l1: l1(pair) / range,
-            mse: mse(pair) / (range * range),
-        }
+        Self { ssim: ssim(pair, range).ok(), ..Self::without_ssim(pair, range) }
+    }
+
+    /// The same without the SSIM.
+    pub fn without_ssim(pair: Pair<'_>, range: f64) -> Self {
+        Self { psnr: psnr(pair, range), ssim: None, l1: l1(pair) / range, mse: mse(pair) / (range * range) }
     }
 
     /// The mean of each score over the images that have it; not a number without images.

@@ -5,6 +5,7 @@ pub mod gradients;
 pub mod objective;
 pub mod objectives;
 pub mod optimizer;
+pub mod pixels;
 pub mod recipe;
 pub mod run_folder;
 pub mod schedule;

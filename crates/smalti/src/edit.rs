@@ -1,18 +1,16 @@
 //! `edit`: part of an image painted anew, the rest kept pixel by pixel.
 
-use crate::generate::generate;
-use crate::model::{ModelPlan, PlannedCondition, Wish};
+use crate::generating::{Generating, Typed, generate};
+use crate::model::Wish;
 use crate::output::Output;
-use crate::pixels;
 use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Progress, Result, device, files};
 use smalti_data::Image;
 use smalti_data::image::{Limits, Mask, decode_mask, save_png};
 use smalti_data::transforms::{Filter, resize};
-use smalti_models::sampling::Sampling;
 use smalti_models::{ImageRequest, Known, Request, Tokenizer};
-use smalti_nn::dense::WeightPrecision;
+use smalti_train::pixels;
 use std::path::PathBuf;
 
 const BACKGROUND: [u8; 3] = [255; 3];
@@ -59,28 +57,11 @@ pub struct EditPlan {
     pub size: (usize, usize),
     /// Tokens that are made anew, of so many.
     pub tokens: (usize, usize),
-    /// What the picture should show.
-    pub prompt: Option<String>,
-    /// The class as typed.
-    pub class: Option<String>,
-    /// The image that is the condition.
-    #[serde(rename = "condition")]
-    pub condition_image: Option<PathBuf>,
-    /// Seed of the random draws.
-    pub seed: u64,
-    /// Where to compute.
-    pub device: String,
-    /// How the generator's weights are kept.
-    #[serde(serialize_with = "crate::weights::name")]
-    pub weights: WeightPrecision,
     /// The file to write.
     pub out: PathBuf,
-    /// How tokens are drawn.
-    pub sampling: Sampling,
-    /// The model.
-    pub model: ModelPlan,
-    #[serde(skip)]
-    condition: PlannedCondition,
+    /// What the picture shows and what makes it.
+    #[serde(flatten)]
+    pub generating: Generating,
     #[serde(skip)]
     pixels: Image,
     #[serde(skip)]
@@ -108,10 +89,10 @@ pub struct EditOutcome {
 /// As for `generate`, an image or mask that cannot be read, a mask that marks nothing, or tokens that are not in grids.
 pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     let out = Output::file(&args.out)?;
-    let device = settings.device_name()?;
-    let weights = args.weights.resolve(&device)?;
-    let model = ModelPlan::find(args.model.as_deref())?;
-    model.must_generate()?;
+    let wish = Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref(), image: args.condition.as_deref() };
+    let typed = Typed { model: args.model.as_deref(), wish, sampling: &args.sampling, weights: &args.weights };
+    let generating = Generating::plan(typed, settings)?;
+    let model = &generating.model;
     let layout = &model.tokens.layout;
     if !matches!(layout, Layout::Grid { .. } | Layout::Pyramid { .. }) {
         return Err(Error::unsupported(
@@ -120,15 +101,6 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         ));
     }
     let (h, w) = layout.finest();
-    let condition = model.condition(Wish {
-        prompt: args.prompt.as_deref(),
-        class: args.class.as_deref(),
-        image: args.condition.as_deref(),
-    })?;
-    let mut sampling = args.sampling.over(model.sampling())?;
-    if condition.is_none() {
-        sampling.guidance = 1.0;
-    }
     let limits = Limits::default();
     let pixels = smalti_data::image::open_as(model.planes()?, &args.image, BACKGROUND, &limits)?;
     let mask = decode_mask(&files::read(&args.mask)?, &args.mask.display().to_string(), &limits)?;
@@ -147,16 +119,8 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         mask: args.mask.clone(),
         size: (pixels.height, pixels.width),
         tokens: (keep.iter().filter(|keep| !**keep).count(), keep.len()),
-        prompt: args.prompt.clone(),
-        class: args.class.clone(),
-        condition_image: args.condition.clone(),
-        seed: settings.seed(),
-        device,
-        weights,
         out,
-        sampling,
-        model,
-        condition,
+        generating,
         pixels,
         repaint,
         keep,
@@ -169,21 +133,22 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
 /// What reading the weights, generating and writing return, or [`Error::Interrupted`].
 pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     Output::File(plan.out.clone()).prepare()?;
-    let device = device::open(&plan.device)?;
-    let condition = plan.model.resolve(&plan.condition, None, &device)?;
-    plan.model.remark(&condition).iter().for_each(|line| progress.say(line));
-    let tokenizer = plan.model.open_tokenizer(&device)?;
-    let generator = plan.model.open_generator(&device, plan.weights)?;
+    let generating = &plan.generating;
+    let device = device::open(&generating.device)?;
+    let condition = generating.condition(None, &device, progress)?;
+    let tokenizer = generating.model.open_tokenizer(&device)?;
+    let generator = generating.open_generator(&device)?;
     let planes = tokenizer.planes();
-    let small = resize(&plan.pixels, plan.model.tokens.image_size, Filter::of(planes))?;
+    let small = resize(&plan.pixels, generating.model.tokens.image_size, Filter::of(planes))?;
     let mut tokens = tokenizer.encode(pixels::upload(&[small], planes, &device)?).to_host()?;
     let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
-    let image = ImageRequest { condition, seed: plan.seed, known: Some(known) };
-    let request = Request::new(vec![image], plan.sampling.clone());
+    let image = ImageRequest { condition, seed: generating.seed, known: Some(known) };
+    let request = Request::new(vec![image], generating.sampling.clone());
     let codes = generate(&generator, &request, "editing", progress)?;
     let painted =
         resize(&pixels::download(tokenizer.decode(&codes), planes)?.swap_remove(0), plan.size, Filter::of(planes))?;
-    let parameters = parameters(plan);
+    let own = serde_json::json!({ "image": plan.image, "mask": plan.mask, "tokens_made": plan.tokens.0 });
+    let parameters = generating.parameters("edit", generating.seed, own);
     save_png(&plan.out, &composite(&plan.pixels, &painted, &plan.repaint), Some(&parameters))?;
     let repainted = plan.repaint.repaint.iter().filter(|r| **r).count() as f64 / plan.repaint.repaint.len() as f64;
     Ok(EditOutcome { file: plan.out.clone(), repainted, tokens: plan.tokens, parameters })
@@ -199,23 +164,6 @@ fn composite(image: &Image, painted: &Image, mask: &Mask) -> Image {
         }
     }
     result
-}
-
-fn parameters(plan: &EditPlan) -> serde_json::Value {
-    serde_json::json!({
-        "program": concat!("smalti ", env!("CARGO_PKG_VERSION")),
-        "verb": "edit",
-        "prompt": plan.prompt,
-        "class": plan.class,
-        "condition": plan.condition_image,
-        "seed": plan.seed,
-        "image": plan.image,
-        "mask": plan.mask,
-        "tokens_made": plan.tokens.0,
-        "weights": plan.weights.name(),
-        "sampling": plan.sampling,
-        "model": plan.model.provenance(),
-    })
 }
 
 #[cfg(test)]

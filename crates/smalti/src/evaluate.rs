@@ -1,7 +1,6 @@
 //! `evaluate`: numbers of a model on images.
 
 use crate::model::ModelPlan;
-use crate::pixels::{self, Fidelity, FidelitySum};
 use crate::source::{Images, SourceArgs};
 use crate::weights::{Differences, WeightsEffect};
 use crate::{Settings, WeightsArgs};
@@ -9,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenKind, TokenSpec, Tokens, device};
 use smalti_data::loader::Skipped;
 use smalti_data::{ImageBatch, TextTokenizer};
+use smalti_eval::{Compared, Fidelity, FidelitySum};
 use smalti_models::generators::{ConditionConfig, GeneratorModel, Predictions};
 use smalti_models::quantizers::usage::Usage;
 use smalti_models::{Codes, Condition, Generator, GeneratorLoss, Tokenizer};
 use smalti_nn::dense::{Pack, WeightPrecision};
+use smalti_train::pixels;
 use std::path::PathBuf;
 
 /// What `evaluate` is told.
@@ -182,8 +183,10 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
     let mut judge = is_judged.then(|| Judge::open(plan, &device)).transpose()?;
     let mut usage = plan.model.tokens.vocabulary().map(Usage::new);
     let planes = tokenizer.planes();
-    let (mut images, mut fidelity) = (0, FidelitySum::new(planes));
-    let skipped = plan.data.each_batch("evaluating", 0, plan.batch, progress, |batch, _| {
+    let (mut images, mut fidelity) = (0, FidelitySum::new(planes, Compared::Levels));
+    let mut batches = plan.data.batches("evaluating", 0, plan.batch, progress)?;
+    while let Some(batch) = batches.next() {
+        let batch = batch?;
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
         let reconstructions = pixels::download(tokenizer.decode(&codes), planes)?;
         for (original, reconstruction) in pixels::batch_images(&batch)?.iter().zip(&reconstructions) {
@@ -200,8 +203,9 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
         if let Some(judge) = &mut judge {
             judge.add(codes, &batch)?;
         }
-        Ok(fidelity.mean().note())
-    })?;
+        batches.done(&fidelity.mean().note());
+    }
+    let skipped = batches.finish()?;
     Ok(EvaluateOutcome {
         model: plan.model.name.clone(),
         images,

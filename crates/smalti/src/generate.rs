@@ -1,15 +1,14 @@
 //! `generate`: text, a class or nothing to pictures.
 
-use crate::model::{ModelPlan, PlannedCondition, Wish};
+use crate::generating::{Generating, Typed, generate};
+use crate::model::Wish;
 use crate::output::Output;
-use crate::pixels;
 use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
-use smalti_models::sampling::Sampling;
-use smalti_models::{Codes, Generator, ImageRequest, Request};
-use smalti_nn::dense::WeightPrecision;
+use smalti_models::{ImageRequest, Request};
+use smalti_train::pixels;
 use std::path::{Path, PathBuf};
 
 /// Most pictures that are asked for at once.
@@ -59,15 +58,6 @@ pub struct GenerateArgs {
 /// A resolved and checked `generate`.
 #[derive(Clone, Debug, Serialize)]
 pub struct GeneratePlan {
-    /// What the pictures should show.
-    pub prompt: Option<String>,
-    /// The class as typed.
-    pub class: Option<String>,
-    /// The image that is the condition.
-    #[serde(rename = "condition")]
-    pub condition_image: Option<PathBuf>,
-    /// Seed of the first picture; picture i has this seed + i.
-    pub seed: u64,
     /// Number of pictures.
     pub count: usize,
     /// Pictures made at the same time.
@@ -78,19 +68,11 @@ pub struct GeneratePlan {
     pub size: (usize, usize),
     /// Rows and columns of tokens, if they are more than the model's own.
     pub grid: Option<(usize, usize)>,
-    /// Where to compute.
-    pub device: String,
-    /// How the generator's weights are kept.
-    #[serde(serialize_with = "crate::weights::name")]
-    pub weights: WeightPrecision,
     /// Where the pictures go.
     pub out: Output,
-    /// How tokens are drawn.
-    pub sampling: Sampling,
-    /// The model.
-    pub model: ModelPlan,
-    #[serde(skip)]
-    condition: PlannedCondition,
+    /// What they show and what makes them.
+    #[serde(flatten)]
+    pub generating: Generating,
 }
 
 /// What `generate` made.
@@ -120,43 +102,24 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         }
     }
     let out = Output::of(&args.out)?;
-    let device = settings.device_name()?;
-    let weights = args.weights.resolve(&device)?;
-    let model = ModelPlan::find(args.model.as_deref())?;
-    model.must_generate()?;
-    let condition = model.condition(Wish {
-        prompt: args.prompt.as_deref(),
-        class: args.class.as_deref(),
-        image: args.condition.as_deref(),
-    })?;
-    let mut sampling = args.sampling.over(model.sampling())?;
-    if condition.is_none() {
-        // Guidance strengthens a condition: without one it only doubles the work.
-        sampling.guidance = 1.0;
-    }
+    let wish = Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref(), image: args.condition.as_deref() };
+    let typed = Typed { model: args.model.as_deref(), wish, sampling: &args.sampling, weights: &args.weights };
+    let generating = Generating::plan(typed, settings)?;
     let (size, grid) = match &args.size {
-        None => (model.tokens.image_size, None),
+        None => (generating.model.tokens.image_size, None),
         Some(size) => {
             let size = parse_size(size)?;
-            (size, model.grid_of(size)?)
+            (size, generating.model.grid_of(size)?)
         }
     };
     Ok(GeneratePlan {
-        prompt: args.prompt.clone(),
-        class: args.class.clone(),
-        condition_image: args.condition.clone(),
-        seed: settings.seed(),
         count: args.count,
         batch: args.batch.min(args.count),
         scale: args.scale,
         size,
         grid,
-        device,
-        weights,
         out,
-        sampling,
-        model,
-        condition,
+        generating,
     })
 }
 
@@ -175,19 +138,19 @@ fn parse_size(text: &str) -> Result<(usize, usize)> {
 /// What reading the weights, generating and writing return, or [`Error::Interrupted`]; pictures that were already written stay.
 pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutcome> {
     plan.out.prepare()?;
-    let device = device::open(&plan.device)?;
-    let condition = plan.model.resolve(&plan.condition, plan.grid, &device)?;
-    plan.model.remark(&condition).iter().for_each(|line| progress.say(line));
-    let decoder = plan.model.open_decoder(&device)?;
-    let mut generator = Some(plan.model.open_generator(&device, plan.weights)?);
-    let seeds: Vec<u64> = (0..plan.count as u64).map(|i| plan.seed.wrapping_add(i)).collect();
+    let generating = &plan.generating;
+    let device = device::open(&generating.device)?;
+    let condition = generating.condition(plan.grid, &device, progress)?;
+    let decoder = generating.model.open_decoder(&device)?;
+    let mut generator = Some(generating.open_generator(&device)?);
+    let seeds: Vec<u64> = (0..plan.count as u64).map(|i| generating.seed.wrapping_add(i)).collect();
     let (mut files, mut images) = (Vec::new(), Vec::new());
     let batches = seeds.len().div_ceil(plan.batch);
     for (batch, seeds) in seeds.chunks(plan.batch).enumerate() {
         let Some(model) = &generator else { break };
         let request = ImageRequest { condition: condition.clone(), seed: 0, known: None };
         let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..request.clone() }).collect();
-        let request = Request { grid: plan.grid, ..Request::new(requests, plan.sampling.clone()) };
+        let request = Request { grid: plan.grid, ..Request::new(requests, generating.sampling.clone()) };
         let what = if batches > 1 { format!("generating {}/{batches}", batch + 1) } else { "generating".into() };
         let codes = generate(model, &request, &what, progress)?;
         // The last pictures are decoded in the memory that the generator had.
@@ -197,7 +160,7 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
             Some(grid) => decoder.decode_grid(&codes, grid)?,
         };
         for (image, seed) in pixels::download(decoded, decoder.planes())?.iter().zip(seeds) {
-            let image = pixels::enlarged(image, plan.scale)?;
+            let image = enlarged(image, plan.scale)?;
             match &plan.out {
                 Output::Folder(folder) => files.push(save(plan, &name(folder, *seed), &image, *seed, 1)?),
                 Output::File(_) => images.push(image),
@@ -207,36 +170,15 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
     if let Output::File(path) = &plan.out {
         let columns = (plan.count as f64).sqrt().ceil() as usize;
         let sheet = if images.len() == 1 { images.swap_remove(0) } else { grid(&images, columns, GAP * plan.scale)? };
-        files.push(save(plan, path, &sheet, plan.seed, plan.count)?);
+        files.push(save(plan, path, &sheet, generating.seed, plan.count)?);
     }
     let (height, width) = plan.size;
     Ok(GenerateOutcome {
-        parameters: parameters(plan, plan.seed, if matches!(plan.out, Output::File(_)) { plan.count } else { 1 }),
+        parameters: parameters(plan, generating.seed, if matches!(plan.out, Output::File(_)) { plan.count } else { 1 }),
         size: (height * plan.scale, width * plan.scale),
         files,
         seeds,
     })
-}
-
-/// Pulls a generation to its end.
-pub(crate) fn generate(
-    generator: &dyn Generator,
-    request: &Request,
-    what: &str,
-    progress: &dyn Progress,
-) -> Result<Codes> {
-    let mut generation = generator.start(request)?;
-    progress.begin(what, generation.steps() as u64, "steps");
-    while generation.done() < generation.steps() {
-        if progress.cancelled() {
-            progress.end();
-            return Err(Error::Interrupted { hint: None });
-        }
-        generation.next();
-        progress.advance(generation.done() as u64, "");
-    }
-    progress.end();
-    Ok(generation.codes())
 }
 
 fn name(folder: &Path, seed: u64) -> PathBuf {
@@ -248,19 +190,18 @@ fn save(plan: &GeneratePlan, path: &Path, image: &Image, seed: u64, count: usize
     Ok(path.to_path_buf())
 }
 
-/// What a picture was made with, for its text chunk.
+/// What a file of so many pictures, the first with this seed, was made with.
 fn parameters(plan: &GeneratePlan, seed: u64, count: usize) -> serde_json::Value {
-    serde_json::json!({
-        "program": concat!("smalti ", env!("CARGO_PKG_VERSION")),
-        "verb": "generate",
-        "prompt": plan.prompt,
-        "class": plan.class,
-        "condition": plan.condition_image,
-        "seed": seed,
-        "count": count,
-        "size": [plan.size.0, plan.size.1],
-        "weights": plan.weights.name(),
-        "sampling": plan.sampling,
-        "model": plan.model.provenance(),
-    })
+    let own = serde_json::json!({ "count": count, "size": [plan.size.0, plan.size.1] });
+    plan.generating.parameters("generate", seed, own)
+}
+
+/// Each pixel as a square of `scale` pixels.
+fn enlarged(image: &Image, scale: usize) -> Result<Image> {
+    if scale == 1 {
+        return Ok(image.clone());
+    }
+    let row = |row: &[u8]| row.chunks_exact(3).flat_map(|pixel| pixel.repeat(scale)).collect::<Vec<u8>>().repeat(scale);
+    let pixels = image.pixels.chunks_exact(image.width * 3).flat_map(row).collect();
+    Ok(Image { grey: image.grey, ..Image::new(image.width * scale, image.height * scale, pixels)? })
 }

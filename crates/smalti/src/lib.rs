@@ -8,6 +8,7 @@ pub mod edit;
 pub mod evaluate;
 pub mod export;
 pub mod generate;
+pub mod generating;
 pub mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -16,7 +17,6 @@ pub mod inspect;
 pub mod model;
 pub mod output;
 pub mod parity;
-pub mod pixels;
 pub mod reconstruct;
 mod sampling;
 mod settings;

@@ -1,6 +1,5 @@
 //! A model on disk: found and checked first, opened later.
 
-use crate::pixels;
 use burn::tensor::Device;
 use serde::Serialize;
 use smalti_base::{Error, Layout, Planes, Result, TokenSpec, Tokens};
@@ -12,6 +11,7 @@ use smalti_models::generators::{ConditionConfig, GeneratorConfig, GeneratorModel
 use smalti_models::tokenizers::{TokenDecoder, Tokenizer, TokenizerConfig, TokenizerModel};
 use smalti_models::{Condition, sampling::Sampling};
 use smalti_nn::dense::WeightPrecision;
+use smalti_train::pixels;
 use std::path::{Path, PathBuf};
 
 /// The environment variable that names the model to use when none is given.
@@ -116,13 +116,13 @@ impl ModelPlan {
         self.generator.is_some()
     }
 
-    /// An error unless the bundle has a generator.
+    /// The generator's configuration.
     ///
     /// # Errors
-    /// [`Error::Invalid`].
-    pub fn must_generate(&self) -> Result<()> {
-        match self.generator {
-            Some(_) => Ok(()),
+    /// [`Error::Invalid`] if the bundle has no generator.
+    pub fn must_generate(&self) -> Result<&GeneratorConfig> {
+        match &self.generator {
+            Some(generator) => Ok(generator),
             None => Err(Error::invalid_hint(
                 self.bundle.display(),
                 "this bundle has no generator, so it cannot make pictures",
@@ -301,9 +301,7 @@ impl ModelPlan {
     /// # Errors
     /// As [`ModelPlan::must_generate`] and [`read_weights`]; [`Error::Unsupported`] for reduced weights on another device.
     pub fn open_generator(&self, device: &Device, weights: WeightPrecision) -> Result<GeneratorModel> {
-        self.must_generate()?;
-        let config: GeneratorConfig = read_config(&self.paths(), Part::Generator)?;
-        let model = config.init(device)?;
+        let model = self.must_generate()?.init(device)?;
         match (*device == Device::flex(), weights) {
             (true, _) => read_packed(&self.paths(), Part::Generator, model, weights),
             (false, WeightPrecision::F32) => read_weights(&self.paths(), Part::Generator, model),

@@ -3,13 +3,14 @@
 use crate::Settings;
 use crate::model::ModelPlan;
 use crate::output::{file_stem, prepare_folder};
-use crate::pixels::{self, Fidelity, FidelitySum};
 use crate::source::{Images, SourceArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
 use smalti_data::loader::Skipped;
+use smalti_eval::{Compared, Fidelity, FidelitySum};
 use smalti_models::Tokenizer;
+use smalti_train::pixels;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
@@ -107,9 +108,11 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let planes = tokenizer.planes();
-    let mut fidelity = FidelitySum::new(planes);
+    let mut fidelity = FidelitySum::new(planes, Compared::Levels);
     let (mut images, mut pairs, mut names) = (Vec::new(), Vec::new(), HashSet::from(["grid".to_string()]));
-    let skipped = plan.source.each_batch("reconstructing", 0, plan.batch, progress, |batch, _| {
+    let mut batches = plan.source.batches("reconstructing", 0, plan.batch, progress)?;
+    while let Some(batch) = batches.next() {
+        let batch = batch?;
         let originals = pixels::batch_images(&batch)?;
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
         for ((key, original), image) in
@@ -124,8 +127,9 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
             }
             images.push(Reconstruction { key: key.clone(), file, scores });
         }
-        Ok(images.last().map(|image: &Reconstruction| image.scores.note()).unwrap_or_default())
-    })?;
+        batches.done(&images.last().map(|image: &Reconstruction| image.scores.note()).unwrap_or_default());
+    }
+    let skipped = batches.finish()?;
     let sheet = plan.out.join("grid.png");
     save_sheet(&sheet, &pairs)?;
     Ok(ReconstructOutcome { mean: fidelity.mean(), images, grid: sheet, skipped })

@@ -79,41 +79,79 @@ impl Images {
         &self.dataset
     }
 
-    /// Hands all images from image `start` on to `each`, in order and in batches, with the loader that knows what was skipped so
-    /// far. Returns the images that could not be used, and says which.
+    /// All images from image `start` on, in order and in batches.
     ///
     /// # Errors
-    /// What `each` returns, [`Error::Interrupted`], or [`Error::Invalid`] if no image could be used.
-    pub fn each_batch(
-        &self,
+    /// As [`LoaderConfig::new`] and [`Loader::ordered`].
+    pub fn batches<'a>(
+        &'a self,
         what: &str,
         start: usize,
         batch: usize,
-        progress: &dyn Progress,
-        mut each: impl FnMut(ImageBatch, &Loader) -> Result<String>,
-    ) -> Result<Vec<Skipped>> {
+        progress: &'a dyn Progress,
+    ) -> Result<Batches<'a>> {
         self.dataset.warnings().iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
         let config = LoaderConfig::new(&self.config, batch)?.with_planes(self.planes)?;
-        let mut loader = Loader::ordered(self.dataset.clone(), config, 0, start)?;
+        let loader = Loader::ordered(self.dataset.clone(), config, 0, start)?;
         progress.begin(what, self.images as u64, "images");
-        let mut used = 0;
-        while let Some(batch) = loader.next() {
-            if progress.cancelled() {
-                progress.end();
-                return Err(Error::Interrupted { hint: None });
-            }
-            let batch = batch?;
-            used += batch.len();
-            let note = each(batch, &loader)?;
-            progress.advance(loader.position().min(self.images as u64), &note);
-        }
-        progress.end();
-        let skipped = loader.skipped();
-        skipped.iter().for_each(|image| progress.say(&format!("skipped: {}", image.error)));
-        if used == 0 && start == 0 {
-            return Err(Error::file(&self.config.path, format!("none of its {} images can be used", self.images)));
+        Ok(Batches { images: self, loader, progress, start, used: 0, hint: None })
+    }
+}
+
+/// The batches of a source. A verb pulls one, works on it and says so with [`Batches::done`]; at the end it calls
+/// [`Batches::finish`]. When the user asks to stop, the next batch is [`Error::Interrupted`].
+pub struct Batches<'a> {
+    images: &'a Images,
+    loader: Loader,
+    progress: &'a dyn Progress,
+    start: usize,
+    used: usize,
+    hint: Option<String>,
+}
+
+impl Batches<'_> {
+    /// With what the user should know when the work is stopped.
+    pub fn with_hint(self, hint: &str) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// The batch was worked on; `note` is a short state to show.
+    pub fn done(&self, note: &str) {
+        self.progress.advance(self.loader.position().min(self.images.images as u64), note);
+    }
+
+    /// The images that could not be used so far. Loading is ahead, so some may belong to later batches.
+    pub fn skipped(&self) -> Vec<Skipped> {
+        self.loader.skipped()
+    }
+
+    /// The images that could not be used, after saying which.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if no image could be used.
+    pub fn finish(self) -> Result<Vec<Skipped>> {
+        self.progress.end();
+        let skipped = self.skipped();
+        skipped.iter().for_each(|image| self.progress.say(&format!("skipped: {}", image.error)));
+        if self.used == 0 && self.start == 0 {
+            let problem = format!("none of its {} images can be used", self.images.images);
+            return Err(Error::file(&self.images.config.path, problem));
         }
         Ok(skipped)
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<ImageBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let batch = self.loader.next()?;
+        if self.progress.cancelled() {
+            self.progress.end();
+            return Some(Err(Error::Interrupted { hint: self.hint.clone() }));
+        }
+        self.used += batch.as_ref().map_or(0, ImageBatch::len);
+        Some(batch)
     }
 }
 

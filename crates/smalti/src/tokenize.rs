@@ -3,16 +3,16 @@
 use crate::Settings;
 use crate::model::ModelPlan;
 use crate::output::prepare_folder;
-use crate::pixels;
-use crate::source::{Images, SourceArgs};
+use crate::source::{Batches, Images, SourceArgs};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenSpec, Tokens, device, files};
 use smalti_data::loader::Skipped;
 use smalti_data::shard::{Origin, TokenizerId};
-use smalti_data::{Image, ImageBatch, Loader, RowTokens, ShardWriter, TokenRow};
+use smalti_data::{Image, ImageBatch, RowTokens, ShardWriter, TokenRow};
 use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
 use smalti_models::{Codes, Tokenizer};
+use smalti_train::pixels;
 use std::path::PathBuf;
 
 /// What `tokenize` is told.
@@ -114,17 +114,15 @@ pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutco
         let device = device::open(&plan.device)?;
         let tokenizer = plan.model.open_tokenizer(&device)?;
         let start = resumed_at / rows.copies;
-        let skipped = plan.source.each_batch("tokenizing", start, plan.batch, progress, |batch, loader| {
-            let codes = encode(&tokenizer, &batch, plan.flip, &device)?;
-            rows.add(&batch, codes, loader)?;
-            Ok(String::new())
-        });
-        let skipped = skipped.map_err(|error| match error {
-            Error::Interrupted { .. } => {
-                Error::Interrupted { hint: Some("finished shards are kept; run the same command to go on".into()) }
-            }
-            other => other,
-        })?;
+        let batches = plan.source.batches("tokenizing", start, plan.batch, progress)?;
+        let mut batches = batches.with_hint("finished shards are kept; run the same command to go on");
+        while let Some(batch) = batches.next() {
+            let batch = batch?;
+            let tokens = encode(&tokenizer, &batch, plan.flip, &device)?;
+            rows.add(&batch, tokens, &batches)?;
+            batches.done("");
+        }
+        let skipped = batches.finish()?;
         rows.skip_until(plan.source.images * rows.copies, &skipped)?;
     }
     let manifest = rows.writer.finish()?;
@@ -151,25 +149,25 @@ fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &D
     Ok(plain.into_iter().zip(mirrored).flat_map(|(plain, mirrored)| [plain, mirrored]).collect())
 }
 
-/// What a shard holds of images: codes, or the distributions of vectors.
+/// What a shard holds of images: codes, or the distributions of vectors. One download.
 fn rows(tokenizer: &TokenizerModel, images_bchw: Tensor<4>) -> Result<Vec<RowTokens>> {
-    let values = |tokens: Tokens| match tokens {
-        Tokens::Discrete(_) => Vec::new(),
-        Tokens::Continuous(values) => values,
+    let moments = tokenizer.token_moments(images_bchw.clone());
+    let codes = match &moments {
+        None => tokenizer.encode(images_bchw),
+        Some(TokenMoments { means_bnc, deviations_bnc: None }) => Codes::Continuous(means_bnc.clone()),
+        Some(TokenMoments { means_bnc, deviations_bnc: Some(deviations_bnc) }) => {
+            Codes::Continuous(Tensor::cat(vec![means_bnc.clone(), deviations_bnc.clone()], 1))
+        }
     };
-    let Some(TokenMoments { means_bnc, deviations_bnc }) = tokenizer.token_moments(images_bchw.clone()) else {
-        let tokens = tokenizer.encode(images_bchw).to_host()?.into_iter().map(|tokens| match tokens {
-            Tokens::Discrete(codes) => RowTokens::Discrete(codes),
-            Tokens::Continuous(means) => RowTokens::Continuous { means, deviations: Vec::new() },
-        });
-        return Ok(tokens.collect());
+    let with_deviations = moments.is_some_and(|moments| moments.deviations_bnc.is_some());
+    let row = |tokens| match tokens {
+        Tokens::Discrete(codes) => RowTokens::Discrete(codes),
+        Tokens::Continuous(mut means) => {
+            let deviations = if with_deviations { means.split_off(means.len() / 2) } else { Vec::new() };
+            RowTokens::Continuous { means, deviations }
+        }
     };
-    let means = Codes::Continuous(means_bnc).to_host()?.into_iter().map(values);
-    let deviations = match deviations_bnc {
-        Some(deviations) => Codes::Continuous(deviations).to_host()?.into_iter().map(values).collect(),
-        None => vec![Vec::new(); means.len()],
-    };
-    Ok(means.zip(deviations).map(|(means, deviations)| RowTokens::Continuous { means, deviations }).collect())
+    Ok(codes.to_host()?.into_iter().map(row).collect())
 }
 
 /// Rows on their way to shards. With mirror images, rows `2 i` and `2 i + 1` belong to image `i`.
@@ -202,12 +200,12 @@ impl Rows {
     }
 
     /// Adds the rows of a batch. Images that it left out are noted as skipped.
-    fn add(&mut self, batch: &ImageBatch, tokens: Vec<RowTokens>, loader: &Loader) -> Result<()> {
+    fn add(&mut self, batch: &ImageBatch, tokens: Vec<RowTokens>, batches: &Batches<'_>) -> Result<()> {
         for (place, tokens) in tokens.into_iter().enumerate() {
             let (i, copy) = (place / self.copies, place % self.copies);
             let index = batch.indices[i] * self.copies + copy;
             if index > self.writer.next() {
-                self.skip_until(index, &loader.skipped())?;
+                self.skip_until(index, &batches.skipped())?;
             }
             // A run may have stopped between an image and its mirror image.
             if index == self.writer.next() {

@@ -1,8 +1,8 @@
 //! Training a generator on tokens.
 
 use super::captions::{Captions, phrases};
-use super::pictures;
 use crate::objective::{Evaluation, Objective, StepOutput};
+use crate::pixels;
 use crate::recipe::{ConditionTokens, EvaluationConfig, GeneratorTask, Recipe, TextConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -173,7 +173,7 @@ impl GeneratorObjective {
             generation.next();
         }
         let planes = self.tokenizer.planes();
-        let images = pictures(self.tokenizer.decode(&generation.codes()), planes)?;
+        let images = pixels::download(self.tokenizer.decode(&generation.codes()), planes)?;
         let images: Vec<_> = images.into_iter().map(|image| image.visible(planes)).collect();
         grid(&images, half, 2)
     }

@@ -3,15 +3,16 @@
 use super::indices;
 use crate::gradients::accumulate;
 use crate::objective::{Evaluation, Objective, StepOutput};
+use crate::pixels;
 use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
-use smalti_base::{Layout, Planes, Progress, Result, Rng};
+use burn::tensor::{Device, Tensor};
+use smalti_base::{Layout, Progress, Result, Rng};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
-use smalti_data::image::{Image, grid};
+use smalti_data::image::grid;
 use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
-use smalti_eval::{Confusion, Pair, psnr};
+use smalti_eval::{Compared, Fidelity, FidelitySum, Scores};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
 use smalti_models::losses::{Critic, TokenizerLoss};
@@ -32,46 +33,14 @@ fn level_sizes(layout: &Layout) -> Vec<usize> {
     }
 }
 
-/// How near reconstructions are to their images.
-enum FidelitySum {
-    /// Sum of PSNR and number of pictures.
-    Pictures(f64, usize),
-    /// Of label maps, whose labels are shifted to classes.
-    Labels(Confusion, u8),
-}
-
-impl FidelitySum {
-    fn new(planes: Planes) -> Self {
-        match planes {
-            Planes::Labels { classes, shift } => Self::Labels(Confusion::new(classes), shift),
-            Planes::Grey | Planes::Colour => Self::Pictures(0.0, 0),
-        }
-    }
-
-    fn add(&mut self, image: &Image, reconstruction: &Image) -> Result<()> {
-        match self {
-            Self::Pictures(sum, count) => {
-                let (left, right) = (image.to_signed(), reconstruction.to_signed());
-                *sum += psnr(Pair::new(&left, &right, [3, image.height, image.width])?, 2.0);
-                *count += 1;
-            }
-            Self::Labels(confusion, shift) => confusion.add(image.classes(*shift), reconstruction.classes(*shift)),
-        }
-        Ok(())
-    }
-
-    /// Named values, and the score, of which less is better.
-    fn values(&self) -> (Vec<(String, f64)>, f64) {
-        match self {
-            Self::Pictures(sum, count) => {
-                let mean = sum / (*count).max(1) as f64;
-                // It is infinite if nothing is lost, which a run's state cannot hold.
-                (vec![("psnr".into(), mean)], -mean.min(f64::MAX))
-            }
-            Self::Labels(confusion, _) => {
-                let (accuracy, union) = (confusion.accuracy(), confusion.mean_intersection_over_union());
-                (vec![("label_accuracy".into(), accuracy), ("label_mean_iou".into(), union)], -accuracy)
-            }
+/// Named values of an evaluation, and the score, of which less is better.
+fn values_and_score(fidelity: &Fidelity) -> (Vec<(String, f64)>, f64) {
+    match *fidelity {
+        // It is infinite if nothing is lost, which a run's state cannot hold.
+        Fidelity::Pictures(Scores { psnr, .. }) => (vec![("psnr".into(), psnr)], -psnr.min(f64::MAX)),
+        Fidelity::Labels { label_accuracy, label_mean_iou } => {
+            let values = [("label_accuracy", label_accuracy), ("label_mean_iou", label_mean_iou)];
+            (values.map(|(name, value)| (name.to_string(), value)).to_vec(), -label_accuracy)
         }
     }
 }
@@ -133,7 +102,7 @@ impl TokenizerObjective {
         let (mut images, mut batches, mut sums) = (0, 0.0, [0.0f64; 2]);
         for batch in loader {
             let batch = batch?;
-            let Some(tokens) = model.token_moments(self.upload(&batch, &self.device)) else { break };
+            let Some(tokens) = model.token_moments(pixels::upload_batch(&batch, &self.device)) else { break };
             let noise = tokens.deviations_bnc.map(|d| f64::from(d.square().mean().into_scalar::<f32>()));
             let mean = f64::from(tokens.means_bnc.clone().mean().into_scalar::<f32>());
             let square = f64::from(tokens.means_bnc.square().mean().into_scalar::<f32>()) + noise.unwrap_or_default();
@@ -152,11 +121,6 @@ impl TokenizerObjective {
     /// How images become batches of the model's kind.
     fn loading(&self, data: &DataConfig) -> Result<LoaderConfig> {
         LoaderConfig::new(data, self.micro_batch)?.with_planes(self.task.model.planes()?)
-    }
-
-    fn upload(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
-        let shape = [batch.keys.len(), batch.planes.count(), batch.height, batch.width];
-        Tensor::from_data(TensorData::new(batch.pixels.clone(), shape), device)
     }
 }
 
@@ -190,7 +154,7 @@ impl Objective for TokenizerObjective {
     }
 
     fn step(&self, model: &TokenizerTraining, batch: ImageBatch, step: u64, _: u64) -> Result<StepOutput> {
-        let images = self.upload(&batch, &self.device.clone().autodiff());
+        let images = pixels::upload_batch(&batch, &self.device.clone().autodiff());
         let loss = &self.loss;
         let out =
             smalti_kernels::on_pool(&self.device, || loss.step(&model.model, model.critic.as_ref(), images, step));
@@ -221,7 +185,7 @@ impl Objective for TokenizerObjective {
         let spec = self.task.model.spec()?;
         let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let planes = self.task.model.planes()?;
-        let (mut images, mut fidelity) = (0usize, FidelitySum::new(planes));
+        let (mut images, mut fidelity) = (0usize, FidelitySum::new(planes, Compared::Signed));
         let mut usage = spec.vocabulary().map(Usage::new);
         let levels = level_sizes(&spec.layout);
         let mut by_level: Vec<Usage> =
@@ -231,11 +195,11 @@ impl Objective for TokenizerObjective {
         let pictures = self.evaluation.pictures;
         for batch in loader {
             let batch = batch?;
-            let original = self.upload(&batch, &self.device);
+            let original = pixels::upload_batch(&batch, &self.device);
             let codes = model.model.encode(original.clone());
             let decoded = model.model.decode(&codes);
-            let originals = super::pictures(original, planes)?;
-            let reconstructions = super::pictures(decoded, planes)?;
+            let originals = pixels::download(original, planes)?;
+            let reconstructions = pixels::download(decoded, planes)?;
             for (left, right) in originals.iter().zip(&reconstructions) {
                 fidelity.add(left, right)?;
             }
@@ -262,7 +226,7 @@ impl Objective for TokenizerObjective {
                 break;
             }
         }
-        let (mut values, score) = fidelity.values();
+        let (mut values, score) = values_and_score(&fidelity.mean());
         if let Some(usage) = usage {
             values.push(("codebook_usage".into(), usage.used_fraction()));
             values.push(("codebook_perplexity".into(), usage.perplexity()));
