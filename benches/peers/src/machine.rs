@@ -68,7 +68,7 @@ pub fn setup(python: &Path, threads: usize) -> Result<Value> {
         return Err(Error::invalid_hint(
             python.display(),
             "cannot import torch",
-            "remove the folder of the environment, so that it is made anew",
+            "remove the folder of the environment, so that it is made again",
         ));
     };
     let cpu = files::read_text(Path::new("/proc/cpuinfo")).unwrap_or_default();

@@ -41,7 +41,7 @@ struct Arguments {
     /// The Python interpreter that the environment is made with
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: PathBuf,
-    /// Write the page anew from benchmarks.json and measure nothing
+    /// Rewrite the page from benchmarks.json and measure nothing
     #[arg(long)]
     render: bool,
 }

@@ -62,7 +62,7 @@ impl Process {
             RecvTimeoutError::Timeout => self.failed(&format!("took longer than {} s", limit.as_secs())),
             RecvTimeoutError::Disconnected => self.failed("ended without an answer"),
         })?;
-        serde_json::from_str(&line).map_err(|e| self.failed(&format!("said `{line}`, which is no answer ({e})")))
+        serde_json::from_str(&line).map_err(|e| self.failed(&format!("said `{line}`, which is not an answer ({e})")))
     }
 
     /// Largest resident memory so far in KiB.

@@ -64,7 +64,7 @@ fn accelerators(kind: burn::tensor::DeviceType) -> Vec<Device> {
 ///
 /// # Errors
 /// [`Error::Unknown`] with the names of this build, [`Error::Unsupported`] for a kind that this build lacks, [`Error::Invalid`] if
-/// the machine has no such device, or the number is none or too large.
+/// the machine has no such device, or the number is not one or too large.
 pub fn open(name: &str) -> Result<Device> {
     let (kind, index) = match name.split_once(':') {
         None => (name, 0),
@@ -73,7 +73,7 @@ pub fn open(name: &str) -> Result<Device> {
             Err(_) => {
                 return Err(Error::invalid(
                     "--device",
-                    format!("`{index}` in `{name}` is not a device number; expected for example `{kind}:0`"),
+                    format!("`{index}` in `{name}` is not a device number; expected, for example, `{kind}:0`"),
                 ));
             }
         },
@@ -96,7 +96,7 @@ pub fn open(name: &str) -> Result<Device> {
         )),
         n if index >= n => Err(Error::invalid(
             "--device",
-            format!("`{name}` is not there: numbers of `{kind}` go from 0 to {}", n - 1),
+            format!("there is no `{name}`: devices of kind `{kind}` are numbered from 0 to {}", n - 1),
         )),
         _ => Ok(devices.swap_remove(index)),
     }

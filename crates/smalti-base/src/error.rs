@@ -81,7 +81,7 @@ pub enum Error {
     /// The user asked to stop, by Ctrl-C or SIGTERM.
     #[error("interrupted{}", hint_suffix(hint))]
     Interrupted {
-        /// What was kept and how to go on.
+        /// What was kept and how to continue.
         hint: Option<String>,
     },
 }

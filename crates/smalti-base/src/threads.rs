@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// [`Error::Invalid`] for 0, and if threads have started already.
 pub fn set(threads: usize) -> Result<()> {
     if threads == 0 {
-        return Err(Error::invalid("--threads", "0 threads can do nothing; expected 1 or more"));
+        return Err(Error::invalid("--threads", "is 0, but at least one thread is needed"));
     }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

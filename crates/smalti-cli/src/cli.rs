@@ -31,7 +31,7 @@ pub struct Cli {
     /// Show no progress and no messages, only results and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Without a terminal: a line for every step
+    /// Without a terminal, print a line for every step
     #[arg(short, long, global = true)]
     pub verbose: bool,
     /// Resolve and check everything, print the plan, and do nothing
@@ -97,9 +97,9 @@ Examples:
   smalti import hf://ORG/NAME/var_d16.pth --system var -o models/var-d16
   smalti import hf://ORG/NAME@REVISION/vae --system autoencoder-kl -o models/kl --offline
 
-Files of the hub are kept in the cache of its own programs. The environment: HF_HOME or HF_HUB_CACHE (the cache), HF_TOKEN or
+Files from the hub are kept in the cache of the hub's own programs. Environment variables: HF_HOME or HF_HUB_CACHE (the cache), HF_TOKEN or
 HF_TOKEN_PATH (for private and gated repositories), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (as --offline).
-Weights of the hub are fetched for --dry-run too: their shapes decide the plan.";
+Weights on the hub are downloaded even for --dry-run, since the plan depends on their shapes.";
 
 const EXPORT: &str = "\
 Examples:
@@ -111,7 +111,7 @@ Examples:
   smalti parity golden/vqgan/vqmodel-tiny
   smalti parity golden/*/* --json
 
-Exit status: 0 all tensors are within tolerance, 1 one is not, 2 a case's system does not exist here.";
+Exit status: 0 if all tensors are within tolerance, 1 if one is not, 2 if a case's system does not exist here.";
 
 const INSPECT: &str = "\
 Examples:
@@ -121,16 +121,16 @@ Examples:
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Train a tokenizer or a generator from a recipe; run again, it goes on
+    /// Train a tokenizer or a generator from a recipe; run it again to continue
     #[command(after_help = TRAIN)]
     Train(TrainArgs),
-    /// Turn a data set into token shards; run again, it goes on
+    /// Turn a data set into token shards; run it again to continue
     #[command(after_help = TOKENIZE)]
     Tokenize(TokenizeArgs),
     /// Make pictures from a caption, a class, or nothing
     #[command(after_help = GENERATE)]
     Generate(GenerateArgs),
-    /// Paint a part of an image anew and keep the rest
+    /// Repaint part of an image and keep the rest
     #[command(after_help = EDIT)]
     Edit(EditArgs),
     /// Put images through a tokenizer and back, and measure what is lost
@@ -151,7 +151,7 @@ pub enum Verb {
     /// Compare golden cases of official implementations, tensor by tensor, with what this program computes
     #[command(after_help = PARITY)]
     Parity(ParityArgs),
-    /// Say what is in a bundle, a run folder, a weights or recipe file, token shards, images or a picture
+    /// Show what is in a bundle, a run folder, a weights or recipe file, token shards, images or a picture
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),
     /// List the systems that exist, with their papers

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Shows what clap has to say: help and version are no errors.
+/// Shows what clap has to say: help and version are not errors.
 fn usage(error: &clap::Error) -> u8 {
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if !asked && std::env::args_os().any(|arg| arg == "--json") {

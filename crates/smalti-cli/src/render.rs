@@ -73,7 +73,7 @@ pub fn generate(outcome: &GenerateOutcome) -> String {
 pub fn edit(outcome: &EditOutcome) -> String {
     let (made, all) = outcome.tokens;
     let share = 100.0 * outcome.repainted;
-    format!("{} ({share:.1}% of the pixels painted anew, {made} of {all} tokens)\n", outcome.file.display())
+    format!("{} ({share:.1}% of the pixels repainted, {made} of {all} tokens)\n", outcome.file.display())
 }
 
 /// A row for each image, then the mean.
@@ -177,7 +177,7 @@ pub fn import(outcome: &ImportOutcome) -> String {
     let mut text = format!("bundle: {}\n", outcome.bundle.display());
     for part in &outcome.parts {
         text += &format!(
-            "{}: {} with {} parameters; {} tensors loaded, {} kept as they begin, {} left out\n",
+            "{}: {} with {} parameters; {} tensors loaded, {} left at their initial values, {} left out\n",
             part.part.name(),
             part.variant,
             part.facts.parameters,

@@ -41,7 +41,7 @@ impl Screen {
     fn document<T: Serialize>(&self, value: &T) {
         match serde_json::to_string_pretty(value) {
             Ok(text) => print(&(text + "\n")),
-            Err(error) => drop(writeln!(std::io::stderr(), "error: the result is no JSON: {error}")),
+            Err(error) => drop(writeln!(std::io::stderr(), "error: the result cannot be written as JSON: {error}")),
         }
     }
 }

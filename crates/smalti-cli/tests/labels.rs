@@ -152,7 +152,7 @@ fn conditions_pictures(place: &Place, run: &str) {
     let generate = ["generate", "--model", &model, "-o", &out, "--size", "16x24", "--condition"];
     assert_eq!(json_of(&[&generate[..], &[&condition]].concat())["size"], json!([16, 24]));
     let refused = error_of(&[&generate[..], &[&place.path("pictures/3.png")]].concat(), 1);
-    assert!(refused.contains("is no label map"), "{refused}");
+    assert!(refused.contains("is not a label map"), "{refused}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 use tempfile::tempdir;
 
-/// Two classes of images; one image is no picture.
+/// Two classes of images; one file is not an image.
 fn images(folder: &Path, each: usize) {
     for class in ["cat", "dog"] {
         fs::create_dir_all(folder.join(class)).unwrap();

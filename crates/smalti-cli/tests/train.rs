@@ -169,7 +169,7 @@ fn from_images_to_pictures_of_images() {
     };
     let swapped =
         json!({ "tokenizer": run, "train": tokens.join("validation"), "validation": tokens.join("validation") });
-    assert!(refused(swapped).contains("has no row of this key, which is its condition"));
+    assert!(refused(swapped).contains("has no row with this key, which would be its condition"));
     let mut without = task(Value::Null);
     without.as_object_mut().unwrap().remove("condition_tokens");
     write_recipe(&recipe, without);

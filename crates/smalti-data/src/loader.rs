@@ -90,7 +90,7 @@ impl ImageBatch {
         self.indices.len()
     }
 
-    /// Whether there is no image.
+    /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.indices.is_empty()
     }
@@ -175,14 +175,14 @@ impl Loader {
         if dataset.is_empty() || config.batch == 0 {
             return Err(Error::file(
                 dataset.path(),
-                format!("{} images in batches of {}", dataset.len(), config.batch),
+                format!("{} images cannot be loaded in batches of {}", dataset.len(), config.batch),
             ));
         }
         let Some(size) = config.pipeline.size() else {
             return Err(Error::invalid_hint(
                 "transforms",
                 "images would differ in size, so they cannot be batched",
-                "add for example { kind = \"center_crop\", size = 64 }",
+                "add, for example, { kind = \"center_crop\", size = 64 }",
             ));
         };
         let workers = config.workers.max(1);
@@ -200,7 +200,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The first sample that has not been handed out: where a loader must start to go on from here.
+    /// The first sample that has not been handed out: where a loader must start to continue from here.
     pub fn position(&self) -> u64 {
         let start = match &self.shared.mode {
             Mode::Endless { start, .. } => *start,

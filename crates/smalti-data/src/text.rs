@@ -22,7 +22,7 @@ impl TextTokenizer {
     /// Reads a `tokenizer.json`. What it says about truncation and padding is dropped: the caller does both.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Invalid`] if it is no tokenizer.
+    /// [`Error::Io`], or [`Error::Invalid`] if it is not a tokenizer.
     pub fn load(path: &Path) -> Result<Self> {
         Self::from_json(&files::read_text(path)?, &path.display().to_string())
     }
@@ -30,7 +30,7 @@ impl TextTokenizer {
     /// [`TextTokenizer::load`] for JSON in memory; `name` is named in errors.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is no tokenizer.
+    /// [`Error::Invalid`] if it is not a tokenizer.
     pub fn from_json(json: &str, name: &str) -> Result<Self> {
         let failed = |e: tokenizers::Error| Error::invalid(name, format!("not a tokenizer: {e}"));
         // Parsed by a function that the library has compiled: its generic twin takes minutes to compile here.

@@ -277,7 +277,7 @@ fn one_image_is_a_data_set_and_nothing_is_not() {
     let root = folder(&[("a.png", &png(9)), ("b.zip", b"PK")]);
     assert_eq!(all(open(&root.path().join("a.png")).as_ref()), [("a.png".into(), None, None, 9)]);
     let empty = tempfile::tempdir().unwrap();
-    assert!(fails(empty.path(), None).contains("no images in it"));
+    assert!(fails(empty.path(), None).contains("contains no images"));
     assert!(fails(&root.path().join("gone"), None).contains("cannot read"));
     assert!(fails(&root.path().join("b.zip"), None).contains("WebDataset"));
 }

@@ -187,7 +187,7 @@ fn label_maps_are_grey_levels_or_indices_of_a_palette() {
     let grey = encode_png(&map, None).unwrap();
     assert_eq!(labels(&grey).unwrap(), map);
     let colours = encode_png(&noise(4, 4, 1), None).unwrap();
-    assert!(labels(&colours).unwrap_err().to_string().contains("is no label map"));
+    assert!(labels(&colours).unwrap_err().to_string().contains("is not a label map"));
     let mut cut = with_palette(7, &[1; 35], png::BitDepth::Eight);
     cut.truncate(cut.len() / 2);
     assert!(labels(&cut).is_err());

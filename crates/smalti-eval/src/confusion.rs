@@ -19,7 +19,7 @@ impl Confusion {
         self.classes
     }
 
-    /// Adds pixels in pairs, those of the map and those that were found. Labels that are no class are left out.
+    /// Adds pixels in pairs, those of the map and those that were found. Labels that are not a class are left out.
     pub fn add(&mut self, labels: impl IntoIterator<Item = u8>, found: impl IntoIterator<Item = u8>) {
         for (label, found) in labels.into_iter().zip(found) {
             let (label, found) = (usize::from(label), usize::from(found));

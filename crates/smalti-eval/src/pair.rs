@@ -19,7 +19,7 @@ impl<'a> Pair<'a> {
     /// Compares `left` with `right`, both `[channels, height, width]`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a slice has another length, or if there is no pixel.
+    /// [`Error::Invalid`] if a slice has another length, or if there are no pixels.
     pub fn new(left: &'a [f32], right: &'a [f32], [channels, height, width]: [usize; 3]) -> Result<Self> {
         let length = channels * height * width;
         if length == 0 || left.len() != length || right.len() != length {

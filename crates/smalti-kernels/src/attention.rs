@@ -1,6 +1,6 @@
 //! Scaled dot-product attention (arXiv 1706.03762) that does not keep the scores (after arXiv 2205.14135).
 
-use crate::cpu::attention::{Backward, Heads, Mask, Piece, View, forward};
+use crate::cpu::attention::{Differentiation, Heads, Mask, Piece, View, forward};
 use crate::flex::{dims, serves, tensor};
 use burn::backend::autodiff::{
     NodeId,
@@ -226,7 +226,7 @@ impl Call {
     fn backward(&self, dy: FloatTensor<Flex>, log_sums: &[f32]) -> [FloatTensor<Flex>; 3] {
         let [q, k, v] = [0, 1, 2].map(|i| self.inputs[i].view());
         let dy = Strided::of(dy);
-        let call = Backward { shape: self.shape, q, k, v, mask: self.mask(), log_sums, dy: dy.view() };
+        let call = Differentiation { shape: self.shape, q, k, v, mask: self.mask(), log_sums, dy: dy.view() };
         let found = call.gradients();
         let Heads { queries, keys, width, value_width, .. } = self.shape;
         [(found.q, queries, width), (found.k, keys, width), (found.v, keys, value_width)]

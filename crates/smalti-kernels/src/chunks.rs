@@ -22,7 +22,7 @@ use std::sync::{
 /// `[b, t, N d]` to `[b, t, d]`.
 ///
 /// # Panics
-/// If the channels are no multiple of `N`.
+/// If the number of channels is not a multiple of `N`.
 pub fn chunks<const N: usize>(x: Tensor<3>) -> [Tensor<3>; N] {
     let channels = x.dims()[2];
     assert!(channels.is_multiple_of(N), "{channels} channels in {N} pieces");

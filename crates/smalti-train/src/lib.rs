@@ -24,7 +24,7 @@ use objectives::{generator::GeneratorObjective, tokenizer::TokenizerObjective};
 use smalti_base::{Progress, Result};
 use std::path::Path;
 
-/// Runs a recipe in a folder, or goes on with the run that is there. `device` is a plain device.
+/// Runs a recipe in a folder, or continues the run that is there. `device` is a plain device.
 ///
 /// # Errors
 /// A folder of another recipe, data or parts that cannot be read or do not fit, files that cannot be written, or losses

@@ -50,7 +50,7 @@ impl RunFolder {
         } else if fs::read_dir(folder.checkpoints()).map_err(|e| Error::io("read", root, e))?.next().is_some() {
             return Err(Error::invalid_hint(
                 root.display(),
-                "holds checkpoints but no recipe.toml, so it is not known which recipe made them",
+                "holds checkpoints but no recipe.toml, so there is no telling which recipe made them",
                 "choose another folder with --out",
             ));
         }

@@ -32,7 +32,7 @@ pub struct Outcome {
     pub skipped: u64,
     /// Images left out because they could not be used; `skipped.tsv` in the run's folder lists them.
     pub skipped_images: usize,
-    /// Whether all steps of the recipe are done; otherwise the run was interrupted and can go on.
+    /// Whether all steps of the recipe are done; otherwise the run was interrupted and can be continued.
     pub finished: bool,
     /// Seconds of this call.
     pub seconds: f64,
@@ -164,7 +164,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         };
         if let Some(step) = newest {
             trainer.load(step)?;
-            progress.say(&format!("going on from step {step}"));
+            progress.say(&format!("continuing from step {step}"));
         }
         Ok(trainer)
     }

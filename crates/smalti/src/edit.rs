@@ -1,4 +1,4 @@
-//! `edit`: part of an image painted anew, the rest kept pixel by pixel.
+//! `edit`: part of an image repainted, the rest kept pixel by pixel.
 
 use crate::generating::{Generating, Typed, generate};
 use crate::model::Wish;
@@ -23,16 +23,16 @@ pub struct EditArgs {
     pub image: PathBuf,
     /// What the picture should show
     pub prompt: Option<String>,
-    /// An image whose white or transparent pixels are painted anew; it is stretched to the image's size
+    /// An image whose white or transparent pixels mark what to repaint; it is stretched to the image's size
     #[arg(long, value_name = "MASK")]
     pub mask: PathBuf,
     /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
     #[arg(short, long, value_name = "BUNDLE")]
     pub model: Option<PathBuf>,
-    /// Class by number or name, for models of classes
+    /// Class, by number or name, for models conditioned on classes
     #[arg(long, value_name = "N|NAME")]
     pub class: Option<String>,
-    /// An image such as a depth map, for models of one; it is stretched to the picture's size
+    /// An image such as a depth map, for models conditioned on one; it is stretched to the picture's size
     #[arg(long, value_name = "IMAGE")]
     pub condition: Option<PathBuf>,
     /// The .png file to write
@@ -55,7 +55,7 @@ pub struct EditPlan {
     pub mask: PathBuf,
     /// Height and width of the image.
     pub size: (usize, usize),
-    /// Tokens that are made anew, of so many.
+    /// Tokens that are generated, of so many.
     pub tokens: (usize, usize),
     /// The file to write.
     pub out: PathBuf,
@@ -75,9 +75,9 @@ pub struct EditPlan {
 pub struct EditOutcome {
     /// The file that was written.
     pub file: PathBuf,
-    /// Share of the pixels that were painted anew.
+    /// Share of the pixels that were repainted.
     pub repainted: f64,
-    /// Tokens that were made anew, of so many.
+    /// Tokens that were generated, of so many.
     pub tokens: (usize, usize),
     /// The parameters that the file carries.
     pub parameters: serde_json::Value,
@@ -97,7 +97,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     if !matches!(layout, Layout::Grid { .. } | Layout::Pyramid { .. }) {
         return Err(Error::unsupported(
             format!("editing with tokens in a {layout}"),
-            "a token must stand for a place of the image: use a model whose tokens are grids",
+            "each token must stand for a place in the image: use a model whose tokens form grids",
         ));
     }
     let (h, w) = layout.finest();
@@ -108,7 +108,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
         return Err(Error::invalid_hint(
             args.mask.display(),
             "the mask marks nothing",
-            "what is white, or transparent if anything is, will be painted anew",
+            "white parts, or transparent ones if there are any, are repainted",
         ));
     }
     let repaint = Mask::new(pixels.width, pixels.height, mask.on_grid(pixels.width, pixels.height))?;
@@ -127,7 +127,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     })
 }
 
-/// Paints anew.
+/// Repaints.
 ///
 /// # Errors
 /// What reading the weights, generating and writing return, or [`Error::Interrupted`].

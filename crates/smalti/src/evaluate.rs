@@ -26,7 +26,7 @@ pub struct EvaluateArgs {
     /// An image, a folder of images, WebDataset tars or IDX files
     #[arg(long, value_name = "SRC")]
     pub data: PathBuf,
-    /// Images that are computed at the same time
+    /// Number of images to process at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub batch: usize,
     /// How the generator's weights are kept: a reduced precision is compared with f32.
@@ -137,7 +137,7 @@ impl BitNumbers {
 /// Resolves and checks everything; reads no weight and no image.
 ///
 /// # Errors
-/// A model that is missing or does not fit, a source that is none, an unknown device, or reduced weights where they cannot be.
+/// A model that is missing or does not fit, a source that cannot be used, an unknown device, or reduced weights where they cannot be.
 pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
     let model = ModelPlan::find(Some(&args.model))?;
     let classes = (!model.manifest.classes.is_empty()).then_some(model.manifest.classes.as_slice());
@@ -150,13 +150,13 @@ pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
         if model.tokens.vocabulary().is_none() {
             return Err(Error::unsupported(
                 format!("comparing {weights} weights of a generator of vectors"),
-                "its predictions have no probabilities to compare: leave --weights away",
+                "its predictions have no probabilities to compare: leave out --weights",
             ));
         }
         if needs_images(&model) {
             return Err(Error::unsupported(
-                "comparing weights of a generator of images' codes",
-                "the data holds no conditions: leave --weights away",
+                "comparing weights of a generator that is conditioned on images",
+                "the data does not contain these conditions: leave out --weights",
             ));
         }
     }
@@ -176,8 +176,7 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
     if needs_images(&plan.model) {
-        progress
-            .say("note: the generator is not measured, since its conditions are images that the data does not hold");
+        progress.say("note: the generator is not measured: its conditions are images, which the data does not contain");
     }
     let is_judged = plan.model.has_generator() && !needs_images(&plan.model);
     let mut judge = is_judged.then(|| Judge::open(plan, &device)).transpose()?;

@@ -29,13 +29,13 @@ pub enum OutputLayout {
 pub struct ExportArgs {
     /// Bundle or run folder
     pub bundle: PathBuf,
-    /// Whose names the weights get
+    /// Which names the weights get
     #[arg(long, value_enum, default_value_t = OutputLayout::Official)]
     pub layout: OutputLayout,
     /// Which part, of a bundle that has several
     #[arg(long, value_name = "tokenizer|generator|condition", value_parser = part)]
     pub part: Option<Part>,
-    /// The file, which ends in .safetensors
+    /// The file to write, which ends in .safetensors
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
 }
@@ -88,7 +88,7 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
         }
     };
     if args.out.extension().is_none_or(|ending| ending != "safetensors") {
-        return Err(Error::file(&args.out, "must end in .safetensors, the one kind of file that is written"));
+        return Err(Error::file(&args.out, "must end in .safetensors, the only format that is written"));
     }
     let kind = match part {
         Part::Tokenizer | Part::Condition => official_tokenizer(&read_config(&paths, part)?),
@@ -96,8 +96,8 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
     };
     let system = kind.ok_or_else(|| {
         Error::unsupported(
-            format!("an official layout of this {}", part.name()),
-            "vqgan, vit with codes by angle, kl, var, mar and gpt with shared_table have one; the bundle's own file is a plain safetensors file, too",
+            format!("an official layout for this {}", part.name()),
+            "vqgan, vit with codes by angle, kl, var, mar and gpt with shared_table have one; the bundle's own file is also a plain safetensors file",
         )
     })?;
     Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, out: args.out.clone() })

@@ -25,10 +25,10 @@ pub struct GenerateArgs {
     /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
     #[arg(short, long, value_name = "BUNDLE")]
     pub model: Option<PathBuf>,
-    /// Class by number or name, for models of classes
+    /// Class, by number or name, for models conditioned on classes
     #[arg(long, value_name = "N|NAME")]
     pub class: Option<String>,
-    /// An image such as a depth map, for models of one; it is stretched to the picture's size
+    /// An image such as a depth map, for models conditioned on one; it is stretched to the picture's size
     #[arg(long, value_name = "IMAGE")]
     pub condition: Option<PathBuf>,
     /// Number of pictures
@@ -37,14 +37,14 @@ pub struct GenerateArgs {
     /// A .png file (several pictures become a grid), or a folder (a file for each picture)
     #[arg(short, long, value_name = "FILE|DIR")]
     pub out: PathBuf,
-    /// Height and width of a picture, larger than the model's own: a window slides over it, for gpt over a convolutional
-    /// tokenizer
+    /// Height and width of a picture, if larger than the model's own: a window slides over it (only gpt over a
+    /// convolutional tokenizer)
     #[arg(long, value_name = "HxW")]
     pub size: Option<String>,
     /// Enlarge each pixel to a square of N
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub scale: usize,
-    /// Pictures that are made at the same time; does not change them
+    /// Number of pictures to make at once; does not change them
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
     /// How the generator's weights are kept.
@@ -128,7 +128,7 @@ fn parse_size(text: &str) -> Result<(usize, usize)> {
     let (height, width) = text.split_once(['x', 'X']).unwrap_or((text, text));
     match (height.trim().parse(), width.trim().parse()) {
         (Ok(height), Ok(width)) => Ok((height, width)),
-        _ => Err(Error::invalid("--size", format!("`{text}` is no size; expected height x width, such as 256x384"))),
+        _ => Err(Error::invalid("--size", format!("`{text}` is not a size; expected height x width, such as 256x384"))),
     }
 }
 

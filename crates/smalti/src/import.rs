@@ -21,19 +21,19 @@ pub struct ImportArgs {
     /// Official weights: a .safetensors, .ckpt, .pth, .pt or .bin file, an index of safetensors files, or their folder;
     /// on the hub hf://ORG/NAME/PATH or hf://ORG/NAME@REVISION/PATH, a file, a folder, or without PATH the whole
     pub source: PathBuf,
-    /// Whose layout the weights have: a rules file in checkpoints/
+    /// The system whose layout the weights have: a rules file in checkpoints/
     #[arg(long, value_name = "NAME")]
     pub system: String,
     /// Which model they are: a recipe by name or file [default: the one that fits]
     #[arg(long, value_name = "RECIPE")]
     pub variant: Option<String>,
-    /// The bundle's folder; a bundle that is there gets another part
+    /// The bundle's folder; an existing bundle gets another part
     #[arg(short, long, value_name = "DIR")]
     pub out: PathBuf,
     /// Store floats in 16 bits; without it the import is lossless
     #[arg(long)]
     pub f16: bool,
-    /// Take weights of the hub from the cache, without the network; HF_HUB_OFFLINE=1 does the same
+    /// Take weights on the hub from the cache, without the network; HF_HUB_OFFLINE=1 does the same
     #[arg(long)]
     pub offline: bool,
 }
@@ -201,7 +201,11 @@ fn refused(args: &ImportArgs, attempts: &[Attempt], wished: Option<&Variant>) ->
         .collect();
     let Some(nearest) = nearest else {
         let problem = format!("nothing in it can be read by the rules of `{}`", args.system);
-        return Error::invalid_hint(args.source.display(), problem, "is it of another system? Give it with --system");
+        return Error::invalid_hint(
+            args.source.display(),
+            problem,
+            "if it belongs to another system, name that with --system",
+        );
     };
     let problem = match nearest.report.must_fit(&nearest.place) {
         Err(Error::Invalid { problem, .. }) => problem,

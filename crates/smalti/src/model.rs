@@ -158,10 +158,10 @@ impl ModelPlan {
             (takes, wish) => {
                 let (takes, hint) = match takes {
                     ConditionConfig::None | ConditionConfig::Coordinates { .. } => {
-                        ("nothing", "leave the prompt and --class away")
+                        ("nothing", "leave out the prompt and --class")
                     }
-                    ConditionConfig::Class { .. } => ("a class", "say it with --class, a number or a name"),
-                    ConditionConfig::Text { .. } => ("a caption", "say it in words, without --class"),
+                    ConditionConfig::Class { .. } => ("a class", "give it with --class, as a number or a name"),
+                    ConditionConfig::Text { .. } => ("a caption", "give it as the prompt, without --class"),
                     ConditionConfig::Codes { .. } => ("an image", "give it with --condition"),
                 };
                 let given = [
@@ -179,7 +179,7 @@ impl ModelPlan {
     /// The grid of tokens of pictures of this size, height and width, if it is another than the model's.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the model makes pictures of one size only, [`Error::Invalid`] for a size that is no whole
+    /// [`Error::Unsupported`] if the model makes pictures of one size only, [`Error::Invalid`] for a size that is not a whole
     /// number of tokens, too small or too large.
     pub fn grid_of(&self, (height, width): (usize, usize)) -> Result<Option<(usize, usize)>> {
         let (least, layout) = (self.tokens.image_size, &self.tokens.layout);
@@ -189,8 +189,8 @@ impl ModelPlan {
         let is_gpt = matches!(self.generator, Some(GeneratorConfig::Gpt(_)));
         let (Layout::Grid { h, w }, TokenizerConfig::Vqgan(_), true) = (layout, &self.tokenizer, is_gpt) else {
             return Err(Error::unsupported(
-                format!("pictures of another size than {}x{} by this model", least.0, least.1),
-                "a window slides only for gpt over a convolutional tokenizer; --scale enlarges pixels",
+                format!("pictures of a size other than {}x{} by this model", least.0, least.1),
+                "only gpt over a convolutional tokenizer can slide a window; --scale enlarges the pixels",
             ));
         };
         let (rows, columns) = (least.0 / h, least.1 / w);
@@ -215,12 +215,12 @@ impl ModelPlan {
             (false, _) => Ok(Condition::None),
             (true, ConditionConfig::Class { classes }) => Err(Error::invalid_hint(
                 self.bundle.display(),
-                "this model makes pictures of a class only",
+                "this model makes pictures only for a class",
                 format!("give one with --class, a number below {classes} or a name"),
             )),
             (true, _) => Err(Error::invalid_hint(
                 self.bundle.display(),
-                "this model makes pictures of another image only, such as a depth map",
+                "this model makes pictures only from another image, such as a depth map",
                 "give it with --condition",
             )),
         }
@@ -258,16 +258,17 @@ impl ModelPlan {
         let codes = tokenizer.encode(pixels::upload(&[image], planes, device)?).to_host()?.swap_remove(0);
         match codes {
             Tokens::Discrete(codes) => Ok(Condition::Codes(codes)),
-            Tokens::Continuous(_) => Err(Error::invalid(self.bundle.display(), "the condition's tokens are no codes")),
+            Tokens::Continuous(_) => Err(Error::invalid(self.bundle.display(), "the condition's tokens are not codes")),
         }
     }
 
     /// What the user should know about a condition: that a caption is longer than the model reads.
     pub fn remark(&self, condition: &Condition) -> Option<String> {
         match (&self.condition, condition) {
-            (ConditionConfig::Text { length, .. }, Condition::Text(ids)) if ids.len() > *length => {
-                Some(format!("note: the caption has {} tokens, this model reads the first {length}", ids.len()))
-            }
+            (ConditionConfig::Text { length, .. }, Condition::Text(ids)) if ids.len() > *length => Some(format!(
+                "note: the caption has {} tokens, of which this model reads the first {length}",
+                ids.len()
+            )),
             _ => None,
         }
     }

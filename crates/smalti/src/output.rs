@@ -41,7 +41,7 @@ impl Output {
             Self::File(path) => Ok(path),
             Self::Folder(path) => Err(Error::invalid_hint(
                 path.display(),
-                "a folder cannot hold the one picture",
+                "the picture needs a file, and this is a folder",
                 "give a file name that ends in .png",
             )),
         }

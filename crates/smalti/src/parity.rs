@@ -14,7 +14,7 @@ pub struct ParityArgs {
     #[arg(value_name = "CASE", required = true)]
     pub cases: Vec<PathBuf>,
     /// Compute in double precision, where the device can. Products in single precision are rounded to TF32 by many accelerators; this
-    /// shows whether anything else differs. On the CPU it takes Burn's operations instead of this program's own
+    /// shows whether anything else differs. On the CPU it uses Burn's operations instead of this program's own
     #[arg(long)]
     pub double: bool,
 }
@@ -58,7 +58,7 @@ pub fn plan(args: &ParityArgs, settings: &Settings) -> Result<ParityPlan> {
         if !case.join("case.json").is_file() {
             return Err(Error::invalid_hint(
                 case.display(),
-                "holds no case.json, so it is no case",
+                "has no case.json, so it is not a golden case",
                 "give folders such as golden/vqgan/vqmodel-tiny",
             ));
         }

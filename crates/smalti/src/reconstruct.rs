@@ -34,7 +34,7 @@ pub struct ReconstructArgs {
     /// The folder for the pictures (original left, reconstruction right) and the contact sheet grid.png
     #[arg(short, long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Images that are computed at the same time
+    /// Number of images to process at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
     /// Which images.
@@ -85,7 +85,7 @@ pub struct ReconstructOutcome {
 /// Resolves and checks everything; reads no weight and no image.
 ///
 /// # Errors
-/// A model that is missing or does not fit, a source that is none, an unknown device, or a setting out of range.
+/// A model that is missing or does not fit, a source that cannot be used, an unknown device, or a setting out of range.
 pub fn plan(args: &ReconstructArgs, settings: &Settings) -> Result<ReconstructPlan> {
     let model = ModelPlan::find(args.model.as_deref())?;
     let planes = model.planes()?;

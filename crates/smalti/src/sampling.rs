@@ -13,7 +13,7 @@ pub struct SamplingArgs {
     /// Strength of the condition (classifier-free guidance); 1 is off
     #[arg(long, value_name = "X")]
     pub guidance: Option<f32>,
-    /// Logits are divided by it; 0 always takes the most likely token (of vectors: strength of the noise in diffusion steps)
+    /// Divisor of the logits; 0 always takes the most likely token (for vectors: strength of the noise in diffusion steps)
     #[arg(long, value_name = "X")]
     pub temperature: Option<f32>,
     /// Draw only from the N most likely tokens; 0 is off
@@ -22,10 +22,10 @@ pub struct SamplingArgs {
     /// Draw only from the most likely tokens that together have this probability
     #[arg(long, value_name = "X")]
     pub top_p: Option<f32>,
-    /// Decoding steps, for generators that can choose
+    /// Number of decoding steps, for generators that have a choice
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Diffusion steps of each token, for generators of vectors: N, or N1,N2,.. of equal sections, or ddimN
+    /// Diffusion steps per token, for generators of vectors: N, or N1,N2,.. for equal sections, or ddimN
     #[arg(long, value_name = "N")]
     pub diffusion_steps: Option<Respacing>,
     /// Mix codes by their probabilities instead of drawing one, for generators that can (var): fewer artefacts, less variety

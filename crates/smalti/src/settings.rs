@@ -10,13 +10,13 @@ use smalti_base::{Result, device, threads};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where to compute: cpu, or for example cuda, cuda:1, vulkan in a build with that feature [default: the best that is there]
+    /// Where to compute: cpu or, for example, cuda, cuda:1, vulkan in a build with that feature [default: the best one present]
     #[arg(long, global = true, value_name = "NAME")]
     pub device: Option<String>,
-    /// Seed of all random draws; image i of several uses seed + i [default: 0, or the recipe's]
+    /// Seed of all random draws; of several images, image i uses seed + i [default: 0, or the recipe's]
     #[arg(long, global = true, value_name = "N")]
     pub seed: Option<u64>,
-    /// Threads that compute; as many at most prepare images [default: one for each core]
+    /// Number of threads that compute; at most as many more prepare images [default: one per core]
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
     /// Convolve by direct sums on the CPU: slower, with a tenth of the rounding error

@@ -30,7 +30,7 @@ impl SourceArgs {
     /// The data section for images of a kind at `path`, the middle cut out at this height and width.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a colour that is none.
+    /// [`Error::Invalid`] for text that is not a colour.
     pub fn config(&self, path: &Path, size: (usize, usize), planes: Planes) -> Result<DataConfig> {
         let mut config = DataConfig::new(path, Transform::center(size, planes));
         config.split = self.split.clone();

@@ -1,4 +1,4 @@
-//! `tokenize`: a data set to token shards. Run again, it goes on where it stopped.
+//! `tokenize`: a data set to token shards. Run again, it continues where it stopped.
 
 use crate::Settings;
 use crate::model::ModelPlan;
@@ -28,13 +28,13 @@ pub struct TokenizeArgs {
     /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
     #[arg(short, long, value_name = "BUNDLE")]
     pub model: Option<PathBuf>,
-    /// Images that are computed at the same time
+    /// Number of images to process at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub batch: usize,
-    /// After each image also its mirror image
+    /// Also add the mirror image of each image
     #[arg(long)]
     pub flip: bool,
-    /// Rows of a shard
+    /// Rows per shard
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub per_shard: usize,
     /// Which images.
@@ -83,10 +83,10 @@ pub struct TokenizeOutcome {
 /// Resolves and checks everything; reads no weight and no image.
 ///
 /// # Errors
-/// A model that is missing or does not fit, a source that is none, an unknown device, or a setting out of range.
+/// A model that is missing or does not fit, a source that cannot be used, an unknown device, or a setting out of range.
 pub fn plan(args: &TokenizeArgs, settings: &Settings) -> Result<TokenizePlan> {
     if args.per_shard == 0 {
-        return Err(Error::invalid("--per-shard", "0 rows are no shard; expected 1 or more"));
+        return Err(Error::invalid("--per-shard", "a shard needs at least one row"));
     }
     let model = ModelPlan::find(args.model.as_deref())?;
     let planes = model.planes()?;
@@ -115,7 +115,7 @@ pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutco
         let tokenizer = plan.model.open_tokenizer(&device)?;
         let start = resumed_at / rows.copies;
         let batches = plan.source.batches("tokenizing", start, plan.batch, progress)?;
-        let mut batches = batches.with_hint("finished shards are kept; run the same command to go on");
+        let mut batches = batches.with_hint("finished shards are kept; run the same command again to continue");
         while let Some(batch) = batches.next() {
             let batch = batch?;
             let tokens = encode(&tokenizer, &batch, plan.flip, &device)?;

@@ -1,4 +1,4 @@
-//! `train`: a recipe to a run folder and a bundle. Run again, it goes on where it stopped.
+//! `train`: a recipe to a run folder and a bundle. Run again, it continues where it stopped.
 
 use crate::Settings;
 use crate::output::prepare_folder;
@@ -18,7 +18,7 @@ pub struct TrainArgs {
     /// The run folder: checkpoints, logs, samples, and finally the bundle [default: runs/NAME]
     #[arg(short, long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Values of the recipe that are replaced, such as optimizer.learning_rate=1e-3
+    /// Values to replace in the recipe, such as optimizer.learning_rate=1e-3
     #[arg(value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -40,7 +40,7 @@ pub struct TrainPlan {
 /// Resolves and checks the recipe.
 ///
 /// # Errors
-/// [`Error::Unknown`] with the nearest key, [`Error::Invalid`] for a value that is none or out of range, or an unknown device.
+/// [`Error::Unknown`] with the nearest key, [`Error::Invalid`] for a value of the wrong type or out of range, or an unknown device.
 pub fn plan(args: &TrainArgs, settings: &Settings) -> Result<TrainPlan> {
     let seed = settings.seed.map(|seed| format!("seed={seed}"));
     let set: Vec<String> = args.set.iter().cloned().chain(seed).collect();
@@ -59,8 +59,11 @@ pub fn run(plan: &TrainPlan, progress: &dyn Progress) -> Result<TrainOutcome> {
     match outcome.finished {
         true => Ok(outcome),
         false => {
-            let saved =
-                format!("step {} is saved in {}; run the same command to go on", outcome.step, plan.out.display());
+            let saved = format!(
+                "step {} is saved in {}; run the same command again to continue",
+                outcome.step,
+                plan.out.display()
+            );
             Err(Error::Interrupted { hint: Some(saved) })
         }
     }

@@ -101,7 +101,7 @@ impl Variant {
 /// All variants.
 ///
 /// # Errors
-/// [`Error::Invalid`] if a recipe of this build is none.
+/// [`Error::Invalid`] if a recipe of this build is not valid.
 pub fn all() -> Result<Vec<Variant>> {
     let read = |(name, text): &(&str, &str)| Ok(Variant::of(name, config::parse_toml(text, name, &[])?));
     RECIPES.iter().map(read).collect()

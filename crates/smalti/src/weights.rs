@@ -10,8 +10,8 @@ use smalti_nn::dense::WeightPrecision;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct WeightsArgs {
-    /// How the generator's matrices are kept in memory, on the CPU: bf16 and int8 take a half and a quarter of the
-    /// memory and of the time to read it, and change the numbers a little [default: f32]
+    /// How the generator's matrices are kept in memory, on the CPU: bf16 and int8 take half and a quarter of the
+    /// memory and of the time to read it, and change the results slightly [default: f32]
     #[arg(long, value_name = "f32|bf16|int8")]
     pub weights: Option<String>,
 }
@@ -31,7 +31,7 @@ impl WeightsArgs {
         if precision != WeightPrecision::F32 && device != "cpu" {
             return Err(Error::unsupported(
                 format!("--weights {precision} on device `{device}`"),
-                "reduced weights are for the CPU: add `--device cpu`, or leave --weights away",
+                "reduced weights are for the CPU: add `--device cpu`, or leave out --weights",
             ));
         }
         Ok(precision)

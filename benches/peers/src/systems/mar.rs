@@ -118,7 +118,7 @@ impl Decode {
         for _ in 0..self.part {
             generation.next();
         }
-        generation.codes().continuous().ok_or_else(|| Error::invalid("mar", "its tokens are no vectors"))
+        generation.codes().continuous().ok_or_else(|| Error::invalid("mar", "its tokens are not vectors"))
     }
 }
 

@@ -277,7 +277,7 @@ fn what_is_not_there_is_said() {
         ("hf://org/vqgan", ["holds no weights itself", "name one file: unet/c.bin, vae/a.safetensors"]),
         ("hf://vqgan", ["names no repository", "expected hf://ORG/NAME[@REVISION][/PATH]"]),
         ("hf:/org/vqgan", ["does not begin with hf://", "expected hf://ORG/NAME"]),
-        ("hf://org/vqgan/../../x", ["is no path in a repository", "expected hf://ORG/NAME"]),
+        ("hf://org/vqgan/../../x", ["is not a path in a repository", "expected hf://ORG/NAME"]),
     ] {
         let said = place.refused(source, &[], &[]);
         assert!(parts.iter().all(|part| said.contains(part)) && said.contains(source), "{said}");
@@ -294,7 +294,7 @@ fn what_is_not_there_is_said() {
     let said = place.refused(source, &["--offline"], &[]);
     assert!(said.contains("the cache does not have `vae/a.safetensors`"), "{said}");
     let said = place.refused(source, &[], &[("HF_ENDPOINT", "ftp://x")]);
-    assert!(said.contains("HF_ENDPOINT: `ftp://x` is no address"), "{said}");
+    assert!(said.contains("HF_ENDPOINT: `ftp://x` is not an address"), "{said}");
     drop(hub);
     place.folder = tempfile::tempdir().unwrap();
     let said = place.refused(source, &[], &[]);
@@ -340,7 +340,7 @@ fn a_broken_download_goes_on() {
     again(&weights()[..10]);
     hub.damage(true);
     let said = place.refused(source, &[], &[]);
-    assert!(said.contains("was damaged on the way: it has the SHA-256") && said.contains(&sha256), "{said}");
+    assert!(said.contains("was damaged in transit: it has the SHA-256") && said.contains(&sha256), "{said}");
     assert!(names(&blobs).is_empty());
     hub.damage(false);
     again(&weights());

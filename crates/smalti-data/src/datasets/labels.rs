@@ -52,7 +52,7 @@ pub(super) fn number(labels: Vec<Option<Label>>, place: &Path) -> Result<(Vec<Op
             return Ok((vec![None; labels.len()], Vec::new()));
         };
         if most >= MOST {
-            return Err(Error::file(place, format!("label {most} is not below {MOST}, the most classes")));
+            return Err(Error::file(place, format!("label {most} is not below {MOST}, the largest number of classes")));
         }
         let indices = numbers.iter().map(|n| n.map(|n| n as u32)).collect();
         return Ok((indices, (0..=most).map(|n| n.to_string()).collect()));

@@ -112,7 +112,7 @@ pub trait Dataset: Send + Sync {
         &[]
     }
 
-    /// Whether there is no image.
+    /// Whether there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -192,7 +192,7 @@ impl DataConfig {
             dataset = Box::new(labels::Relabelled::new(dataset, classes)?);
         }
         match self.limit {
-            Some(0) => Err(Error::file(&self.path, "limit = 0 leaves no image")),
+            Some(0) => Err(Error::file(&self.path, "limit = 0 leaves no images")),
             Some(limit) if limit < dataset.len() => Ok(Box::new(labels::First { dataset, limit })),
             _ => Ok(dataset),
         }
@@ -211,13 +211,13 @@ impl DataConfig {
 /// files, or one image. `caption` names the field of the metadata to use as caption.
 ///
 /// # Errors
-/// [`Error::Io`] if nothing is there; [`Error::Invalid`] if there is no image in it or its metadata are broken;
+/// [`Error::Io`] if nothing is there; [`Error::Invalid`] if there are no images in it or its metadata are broken;
 /// [`Error::Unknown`] if it has no such split.
 pub fn open(path: &Path, split: Option<&str>, caption: Option<&str>) -> Result<Box<dyn Dataset>> {
     let dataset = detect(path, split, caption)?;
     if dataset.is_empty() {
         let notes: Vec<String> = dataset.warnings().iter().map(|w| format!("; {w}")).collect();
-        return Err(Error::file(path, format!("no images in it{}", notes.concat())));
+        return Err(Error::file(path, format!("contains no images{}", notes.concat())));
     }
     Ok(dataset)
 }
@@ -285,7 +285,7 @@ fn open_folder(path: &Path, caption: Option<&str>) -> Result<Box<dyn Dataset>> {
         return Err(Error::invalid_hint(
             path.display(),
             format!("has several parts: {}", known.join(", ")),
-            format!("say which: `split = \"{}\"`, or give the part's own path", known[0]),
+            format!("choose one: `split = \"{}\"`, or give the part's own path", known[0]),
         ));
     }
     let tars: Vec<PathBuf> = entries.iter().filter(|e| extension(e) == "tar").cloned().collect();
@@ -344,7 +344,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 fn check_size(bytes: u64, place: &str) -> Result<()> {
     let most = Limits::default().bytes;
     match bytes > most {
-        true => Err(Error::invalid(place, format!("{bytes} bytes are too many for an image; the most is {most}"))),
+        true => Err(Error::invalid(place, format!("{bytes} bytes are too many for an image; the limit is {most}"))),
         false => Ok(()),
     }
 }

@@ -51,7 +51,7 @@ impl WebDataset {
     /// `caption`; if `caption` is given, that field. The label is the `.cls` member or the JSON member's `label`.
     ///
     /// # Errors
-    /// [`Error::Io`] if a tar cannot be read, [`Error::Invalid`] if one is no tar at all.
+    /// [`Error::Io`] if a tar cannot be read, [`Error::Invalid`] if one is not a tar at all.
     pub fn open(path: &Path, tars: &[PathBuf], caption: Option<&str>) -> Result<Self> {
         let (mut samples, mut labels, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (tar, tar_index) in tars.iter().zip(0u32..) {
@@ -178,7 +178,7 @@ pub(super) fn expand(pattern: &Path) -> Result<Vec<PathBuf>> {
         _ => Err(Error::invalid_hint(
             pattern.display(),
             "not a pattern of tars",
-            "expected for example `folder/{00000..00010}.tar`",
+            "expected, for example, `folder/{00000..00010}.tar`",
         )),
     }
 }
@@ -267,7 +267,7 @@ impl<'a> Scan<'a> {
         Ok(Some(header))
     }
 
-    /// Notes where the scan ended early. At the very start the file is no tar.
+    /// Notes where the scan ended early. At the very start the file is not a tar.
     fn stop(&mut self, offset: u64, problem: String) -> Result<()> {
         let place = place(self.path, offset);
         if offset == 0 {
@@ -322,8 +322,10 @@ impl<'a> Scan<'a> {
             _ => &mut found.image,
         };
         if slot.is_some() {
-            self.warnings
-                .push(format!("{}: `{name}` is a second member of its kind: left out", place(self.path, span.start)));
+            self.warnings.push(format!(
+                "{}: `{name}` is a second member of its kind and was left out",
+                place(self.path, span.start)
+            ));
             return Ok(());
         }
         *slot = Some(span);

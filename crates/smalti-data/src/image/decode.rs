@@ -71,7 +71,7 @@ pub fn decode_labels(bytes: &[u8], name: &str, limits: &Limits) -> Result<Image>
         None => match decode_any(bytes, name, limits)? {
             DynamicImage::ImageLuma8(grey) => (grey.width() as usize, grey.height() as usize, grey.into_raw()),
             other => {
-                let problem = format!("is no label map: its pixels are {:?}", other.color());
+                let problem = format!("is not a label map: its pixels are {:?}", other.color());
                 return Err(Error::invalid_hint(name, problem, "8-bit grey images and PNG with a palette can be read"));
             }
         },
@@ -113,7 +113,7 @@ fn indices(bytes: &[u8], name: &str, limits: &Limits) -> Result<(usize, usize, V
 /// Decodes an image; `name` (a path or key) is named in errors.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the bytes are no image of a known kind, are cut off or damaged, or pass a limit.
+/// [`Error::Invalid`] if the bytes are not an image of a known kind, are cut off or damaged, or pass a limit.
 pub fn decode(bytes: &[u8], name: &str, background: [u8; 3], limits: &Limits) -> Result<Image> {
     let decoded = decode_any(bytes, name, limits)?;
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
@@ -159,7 +159,7 @@ fn decode_bounded(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicIm
         return Err(Error::invalid_hint(
             name,
             format!("{width}x{height} is {pixels} pixels, the limit is {}", limits.pixels),
-            "raise `limits.pixels` if the image is meant to be so large",
+            "raise `limits.pixels` if the image is meant to be that large",
         ));
     }
     if pixels == 0 {

@@ -3,14 +3,14 @@
 use super::decode::{Limits, decode_any};
 use smalti_base::{Error, Result};
 
-/// Which pixels of an image are to be painted anew.
+/// Which pixels of an image are to be repainted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
     /// Columns.
     pub width: usize,
     /// Rows.
     pub height: usize,
-    /// `height * width` values, row by row; true where the image is to be painted anew.
+    /// `height * width` values, row by row; true where the image is to be repainted.
     pub repaint: Vec<bool>,
 }
 
@@ -37,7 +37,9 @@ impl Mask {
     pub fn new(width: usize, height: usize, repaint: Vec<bool>) -> Result<Self> {
         match width.checked_mul(height) {
             Some(area) if area > 0 && area == repaint.len() => Ok(Self { width, height, repaint }),
-            _ => Err(Error::invalid("mask", format!("{} values are not a mask of {width}x{height}", repaint.len()))),
+            _ => {
+                Err(Error::invalid("mask", format!("{} values do not make a mask of {width}x{height}", repaint.len())))
+            }
         }
     }
 

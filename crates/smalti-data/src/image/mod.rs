@@ -84,7 +84,7 @@ impl Image {
     /// The values that a model takes, `[planes.count(), height, width]`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a label that is no class.
+    /// [`Error::Invalid`] for a label that is not a class.
     pub fn planes(&self, planes: Planes) -> Result<Vec<f32>> {
         match planes {
             Planes::Grey => Ok(self.to_signed_grey()),
@@ -100,7 +100,7 @@ impl Image {
                             ),
                         };
                         let hint =
-                            "the model was made for fewer classes, or for a label_shift that moves the labels there";
+                            "the model has fewer classes, or needs a label_shift that moves the labels into this range";
                         Err(Error::invalid_hint("label map", problem, hint))
                     }
                     None => Ok(self.classes(shift).map(f32::from).collect()),
@@ -189,5 +189,5 @@ fn label_colour(label: u8) -> [u8; 3] {
 }
 
 fn wrong_length(width: usize, height: usize, found: usize, unit: &str) -> Error {
-    Error::invalid("image", format!("{found} {unit} are not an RGB image of {width}x{height}"))
+    Error::invalid("image", format!("{found} {unit} do not make an RGB image of {width}x{height}"))
 }

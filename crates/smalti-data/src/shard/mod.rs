@@ -134,7 +134,7 @@ impl Manifest {
     /// Reads the manifest of a folder.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Invalid`] if it is no manifest of this version or contradicts itself.
+    /// [`Error::Io`], or [`Error::Invalid`] if it is not a manifest of this version or contradicts itself.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = Self::path(folder);
         let manifest: Self = config::read_json(&path)?;

@@ -70,7 +70,7 @@ impl Shards {
         self.manifest.rows()
     }
 
-    /// Whether there is no row.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

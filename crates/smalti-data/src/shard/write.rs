@@ -47,7 +47,7 @@ impl ShardWriter {
         if manifest.per_shard != per_shard {
             return Err(Error::file(
                 folder,
-                format!("has {} images a shard, this run {per_shard}", manifest.per_shard),
+                format!("has {} images per shard, this run {per_shard}", manifest.per_shard),
             ));
         }
         let there = |shard: &&ShardEntry| {
@@ -105,7 +105,7 @@ impl ShardWriter {
     /// Ends the writing.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if images are still missing. What is on disk stays, and a later run can go on.
+    /// [`Error::Invalid`] if images are still missing. What is on disk stays, and a later run can continue.
     pub fn finish(self) -> Result<Manifest> {
         match self.manifest.complete {
             true => Ok(self.manifest),

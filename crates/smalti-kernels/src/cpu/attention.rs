@@ -235,7 +235,7 @@ fn product([rows, outputs, inputs]: [usize; 3], x: &[f32], (panels, depth): (&[f
 
 /// What the gradients are computed from; `dy [batch, heads, queries, value_width]` is the gradient of the result.
 #[derive(Clone, Copy)]
-pub(crate) struct Backward<'a> {
+pub(crate) struct Differentiation<'a> {
     pub shape: Heads,
     pub q: View<'a>,
     pub k: View<'a>,
@@ -246,7 +246,7 @@ pub(crate) struct Backward<'a> {
     pub dy: View<'a>,
 }
 
-impl Backward<'_> {
+impl Differentiation<'_> {
     pub(crate) fn gradients(self) -> Gradients {
         let Heads { batch, heads, queries, keys, width, value_width, .. } = self.shape;
         let mut dq = vec![0.0; batch * queries * heads * width];

@@ -36,7 +36,7 @@ impl Captions {
             return Err(Error::invalid_hint(
                 path.display(),
                 "has no keywords, but the recipe's task.captions asks for them",
-                "if the images have the field `keywords`, run `smalti tokenize` into a new folder; else leave task.captions out",
+                "if the images have the field `keywords`, run `smalti tokenize` into a new folder; otherwise leave out task.captions",
             ));
         }
         Ok(Self { config: config.clone(), rng: Rng::new(seed), text, phrases })

@@ -362,8 +362,10 @@ impl Tokens {
                 (ConditionConfig::Codes { .. }, _) => match codes.map(|codes| (codes, codes.codes.get(&row.key))) {
                     Some((_, Some(codes))) => Condition::Codes(codes.clone()),
                     Some((codes, None)) => {
-                        let problem =
-                            format!("{} has no row of this key, which is its condition", codes.folder.display());
+                        let problem = format!(
+                            "{} has no row with this key, which would be its condition",
+                            codes.folder.display()
+                        );
                         return Err(Error::invalid(place(), problem));
                     }
                     None => return Err(Error::invalid("recipe: task.condition_tokens", "is missing")),

@@ -96,7 +96,7 @@ impl TokenizerObjective {
         Ok(TokenizerTraining { model: self.task.model.init(device)?, critic: self.loss.critic(device)? })
     }
 
-    /// Standard deviation of the tokens of validation images, at most as many as are evaluated; 1 if it is none.
+    /// Standard deviation of the tokens of validation images, at most as many as are evaluated; 1 if there is none.
     fn deviation(&self, model: &TokenizerModel) -> Result<f64> {
         let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let (mut images, mut batches, mut sums) = (0, 0.0, [0.0f64; 2]);

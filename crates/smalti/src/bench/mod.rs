@@ -103,7 +103,7 @@ pub fn plan(args: &BenchArgs, settings: &Settings) -> Result<BenchPlan> {
     let models: Vec<_> = args.models.iter().map(|path| models::Subject::find(path)).collect::<Result<_>>()?;
     let weights = args.weights.resolve(&device)?;
     if weights != WeightPrecision::F32 && !models.iter().any(models::Subject::generates) {
-        let hint = "give a bundle or a recipe that has one, or leave --weights away";
+        let hint = "give a bundle or a recipe that has one, or leave out --weights";
         return Err(Error::invalid_hint("--weights", "none of the models is a generator", hint));
     }
     Ok(BenchPlan {

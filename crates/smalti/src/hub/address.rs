@@ -72,7 +72,7 @@ impl FromStr for Address {
             None => (rest, ""),
         };
         if let Some(bad) = [org, name].into_iter().find(|part| !is_name(part)) {
-            return Err(malformed(format!("`{bad}` is no name of an organisation or a repository")));
+            return Err(malformed(format!("`{bad}` is not the name of an organisation or a repository")));
         }
         let (revision, path) = match rest.strip_prefix('@') {
             Some(rest) => revision(rest),
@@ -80,12 +80,12 @@ impl FromStr for Address {
         };
         let revision = revision.replace("%2F", "/").replace("%2f", "/");
         if !revision.split('/').all(is_revision_part) {
-            return Err(malformed(format!("`{revision}` is no branch, tag or commit")));
+            return Err(malformed(format!("`{revision}` is not a branch, tag or commit")));
         }
         let path = path.strip_prefix('/').unwrap_or(path);
         let path = path.strip_suffix('/').unwrap_or(path);
         if !path.is_empty() && !is_path(path) {
-            return Err(malformed(format!("`{path}` is no path in a repository")));
+            return Err(malformed(format!("`{path}` is not a path in a repository")));
         }
         Ok(Self { repo: format!("{org}/{name}"), revision, path: path.into() })
     }

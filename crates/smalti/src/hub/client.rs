@@ -107,13 +107,13 @@ impl Client {
             }));
         }
         let not_hub = |problem: String| {
-            let problem = format!("{} answers what no hub answers: {problem}", self.host());
+            let problem = format!("{} does not answer as a hub does: {problem}", self.host());
             Trouble::Refused(Error::invalid_hint(&self.address, problem, "is HF_ENDPOINT the address of a hub?"))
         };
         let body = response.body_mut().with_config().limit(LISTING);
-        let info: RepoInfo = body.read_json().map_err(|error| not_hub(format!("a listing is expected, {error}")))?;
+        let info: RepoInfo = body.read_json().map_err(|error| not_hub(format!("expected a listing, {error}")))?;
         if !is_commit(&info.sha) {
-            return Err(not_hub(format!("`{}` is no commit", info.sha)));
+            return Err(not_hub(format!("`{}` is not a commit", info.sha)));
         }
         let files = info.siblings.into_iter().map(|file| file.rfilename).filter(|file| is_path(file)).collect();
         Ok(Listing { commit: info.sha, files })
@@ -143,7 +143,7 @@ impl Client {
 
     fn no_revision(&self) -> Error {
         let problem = format!("the repository has no branch, tag or commit `{}`", self.address.revision());
-        Error::invalid_hint(&self.address, problem, "without @REVISION its main branch is taken")
+        Error::invalid_hint(&self.address, problem, "without @REVISION the main branch is used")
     }
 
     /// The etag and size of a file.
@@ -182,7 +182,7 @@ impl Client {
         enough: impl Fn(&Response<Body>) -> bool,
     ) -> Result<Response<Body>> {
         let astray = |problem: String| Error::invalid_hint(&self.address, problem, "try again later");
-        let first: Uri = url.parse().map_err(|_| astray(format!("`{url}` is no address")))?;
+        let first: Uri = url.parse().map_err(|_| astray(format!("`{url}` is not an address")))?;
         let mut at = first.clone();
         for _ in 0..REDIRECTS {
             let mut request = self.agent.get(&at).header(ACCEPT_ENCODING, "identity");
@@ -197,13 +197,14 @@ impl Client {
                 return Ok(response);
             }
             let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok()).unwrap_or_default();
-            let next = follow(&at, target).ok_or_else(|| astray(format!("the hub leads to `{target}`, no address")))?;
+            let next = follow(&at, target)
+                .ok_or_else(|| astray(format!("the hub redirects to `{target}`, which is not an address")))?;
             if at.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
-                return Err(astray(format!("the hub leads to `{target}`, which is not encrypted")));
+                return Err(astray(format!("the hub redirects to `{target}`, which is not encrypted")));
             }
             at = next;
         }
-        Err(astray(format!("the hub led to {REDIRECTS} other places and to no file")))
+        Err(astray(format!("the hub redirected {REDIRECTS} times and reached no file")))
     }
 
     /// Where the hub is, for people: without a password that the address may have.
@@ -220,11 +221,11 @@ impl Client {
         Error::invalid_hint(
             &self.address,
             format!("the hub cannot be reached at {}: {error}", self.host()),
-            "check the connection, HF_ENDPOINT and the proxy; --offline takes what is in the cache",
+            "check the connection, HF_ENDPOINT and the proxy; --offline uses what is in the cache",
         )
     }
 
-    /// What a status that is no success means.
+    /// What an unsuccessful status means.
     pub fn refusal(&self, response: &Response<Body>) -> Error {
         let status = response.status().as_u16();
         let said = response.headers().get("x-error-message").and_then(|text| text.to_str().ok());
@@ -235,9 +236,9 @@ impl Client {
             (401, _) => (format!("`{repo}` does not exist, or is private or gated"), self.access()),
             (403, _) => (format!("`{repo}` is gated or forbidden to this account"), self.access()),
             (404, "EntryNotFound") => ("there is no such file".into(), "is it in another revision?".into()),
-            (404, _) => (format!("there is no repository `{repo}`"), "compare the name with its page".into()),
+            (404, _) => (format!("there is no repository `{repo}`"), "check the name on the hub's page".into()),
             (408 | 429 | 500.., _) => ("the hub is busy or broken".into(), "try again later".into()),
-            _ => ("the hub refuses".into(), "is HF_ENDPOINT the address of a hub?".into()),
+            _ => ("the hub refused the request".into(), "is HF_ENDPOINT the address of a hub?".into()),
         };
         Error::invalid_hint(&self.address, format!("{problem}: {} answers {status}{said}", self.host()), hint)
     }

@@ -53,7 +53,7 @@ fn endpoint() -> Result<Option<String>> {
     let host = endpoint.strip_prefix("https://").or(endpoint.strip_prefix("http://"));
     match host.is_some_and(|host| !host.is_empty()) && endpoint.parse::<ureq::http::Uri>().is_ok() {
         true => Ok(Some(endpoint)),
-        false => Err(Error::invalid("HF_ENDPOINT", format!("`{endpoint}` is no address; expected https://HOST"))),
+        false => Err(Error::invalid("HF_ENDPOINT", format!("`{endpoint}` is not an address; expected https://HOST"))),
     }
 }
 
@@ -65,6 +65,6 @@ fn token(file: Option<PathBuf>) -> Result<Option<String>> {
     };
     match token.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok((!token.is_empty()).then_some(token)),
-        false => Err(Error::invalid(place, "is no token: it has characters that are not ASCII or are spaces")),
+        false => Err(Error::invalid(place, "is not a token: it contains spaces, or characters that are not ASCII")),
     }
 }

@@ -63,7 +63,7 @@ pub fn fetch(address: &Address, offline: bool, progress: &dyn Progress) -> Resul
         Err(Trouble::Unreachable(error)) => {
             let cached = Cached::new(address, &cache).and_then(|cached| fetch_from(address, &cached));
             let found = cached.map_err(|_| error)?;
-            progress.say(&format!("warning: the hub cannot be reached; {} is taken from the cache", found.origin));
+            progress.say(&format!("warning: the hub cannot be reached; using {} from the cache", found.origin));
             Ok(found)
         }
         Err(Trouble::Refused(error)) => Err(error),

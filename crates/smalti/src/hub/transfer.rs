@@ -11,7 +11,7 @@ use ureq::http::header::CONTENT_RANGE;
 use ureq::http::{Response, StatusCode};
 
 const BLOCK: usize = 256 << 10;
-const AGAIN: &str = "run it again: it goes on where it stopped";
+const AGAIN: &str = "run it again to continue where it stopped";
 
 /// Brings a file's bytes into the cache. They are collected beside their place under another name, stay there if the transfer breaks, and
 /// get their own name when they have the right size and checksum.
@@ -125,6 +125,6 @@ fn check(client: &Client, remote: &Remote, part: &Path) -> Result<()> {
     };
     let Some(problem) = problem else { return Ok(()) };
     fs::remove_file(part).map_err(|error| Error::io("remove", part, error))?;
-    let problem = format!("`{}` was damaged on the way: it {problem}", remote.path);
-    Err(Error::invalid_hint(client.address(), problem, "run it again: it begins anew"))
+    let problem = format!("`{}` was damaged in transit: it {problem}", remote.path);
+    Err(Error::invalid_hint(client.address(), problem, "run it again to start over"))
 }
