@@ -21,11 +21,11 @@ pub fn write(folder: &Path) -> Result<()> {
 
 const HEAD: &str = "# smalti and PyTorch side by side
 
-Written by `cargo run --release -p smalti-peers`, which anybody can run; it makes its own Python environment. Both sides get the
-same weights and inputs from the same files, and their outputs are compared first: a row that does not agree has no time. Then
-both run in turn, each in a fresh process with the same number of threads. Times are medians; the ratio (PyTorch / smalti, above
-1 smalti is faster) is the median over pairs of neighbouring runs, with the least and greatest. PyTorch runs the fastest of the
-ways that were tried. Memory is the largest resident memory of the process that ran, loading included.
+Written by `cargo run --release -p smalti-peers`, which anyone can run; it makes its own Python environment. Both sides get the
+same weights and inputs from the same files, and their outputs are compared first: a row whose outputs differ has no time. Then
+the two take turns, each run in a fresh process with the same number of threads. Times are medians; the ratio (PyTorch / smalti:
+above 1, smalti is faster) is the median over pairs of neighbouring runs, with the lowest and highest. PyTorch is used in the
+fastest of the ways that were tried. Memory is the peak resident memory of the process, loading included.
 ";
 
 fn render(rows: &[Row], results: &Results, notes: &str) -> String {
@@ -146,7 +146,7 @@ fn time(ms: f64) -> String {
 
 fn memory(measured: &[(&Row, &Measured)]) -> String {
     let mut out = format!(
-        "\n## Memory\n\nIn MiB; of PyTorch's ways the one that takes the least, since compiling takes memory too. \"At rest\" is the process after importing torch, or after its start. The target is at most \
+        "\n## Memory\n\nIn MiB; for PyTorch, the way that takes the least, since compiling takes memory too. \"At rest\" is the process after importing torch, or after its start. The target is at most \
          {MEMORY_TARGET} of PyTorch's.\n\n| what | PyTorch | at rest | smalti | at rest | ratio | |\n|---|---|---|---|---|---|---|\n"
     );
     let mib = |kib: u64| (kib / 1024).to_string();
