@@ -68,7 +68,7 @@ pub const SYSTEMS: &[System] = &[
         kind: "patches",
         arxiv: "2406.11838",
         tokens: "grid of vectors",
-        about: "patches of pixels as they are, nothing to train",
+        about: "patches of unchanged pixels, nothing to train",
     },
     System {
         role: Role::Quantizer,
@@ -96,21 +96,21 @@ pub const SYSTEMS: &[System] = &[
         kind: "multi_scale",
         arxiv: "2404.02905",
         tokens: "pyramid",
-        about: "token maps of growing size, each for what the coarser ones left over (VAR)",
+        about: "token maps of growing size, each coding what the coarser ones left over (VAR)",
     },
     System {
         role: Role::Generator,
         kind: "gpt",
         arxiv: "2012.09841",
         tokens: "grid, sequence",
-        about: "decoder-only transformer, one token after the other; larger pictures through a sliding window (VQGAN)",
+        about: "decoder-only transformer, one token after another; larger pictures through a sliding window (VQGAN)",
     },
     System {
         role: Role::Generator,
         kind: "maskgit",
         arxiv: "2202.04200",
         tokens: "grid, sequence",
-        about: "bidirectional transformer, masked tokens decoded in parallel, the surest first (MaskGIT)",
+        about: "bidirectional transformer, masked tokens decoded in parallel, the most certain first (MaskGIT)",
     },
     System {
         role: Role::Generator,
@@ -124,14 +124,14 @@ pub const SYSTEMS: &[System] = &[
         kind: "mar",
         arxiv: "2406.11838",
         tokens: "grid, sequence, of vectors",
-        about: "masked autoencoder with a diffusion loss, tokens filled in a random order, few and then many at a step (MAR)",
+        about: "masked autoencoder with a diffusion loss, tokens filled in in random order, first a few and then many per step (MAR)",
     },
     System {
         role: Role::Generator,
         kind: "causal_mar",
         arxiv: "2406.11838",
         tokens: "grid, sequence, of vectors",
-        about: "decoder-only transformer with MAR's diffusion loss, one token after the other in raster or random order",
+        about: "decoder-only transformer with MAR's diffusion loss, one token after another in raster or random order",
     },
 ];
 

@@ -273,7 +273,7 @@ fn what_is_not_there_is_said() {
             "hf://org/vqgan/vae/aa.safetensors",
             ["unknown file `vae/aa.safetensors`", "did you mean `vae/a.safetensors`?"],
         ),
-        ("hf://org/vqgan/vae", ["several files of weights: a.safetensors, b.safetensors", "name one file"]),
+        ("hf://org/vqgan/vae", ["several weights files: a.safetensors, b.safetensors", "name one file"]),
         ("hf://org/vqgan", ["holds no weights itself", "name one file: unet/c.bin, vae/a.safetensors"]),
         ("hf://vqgan", ["names no repository", "expected hf://ORG/NAME[@REVISION][/PATH]"]),
         ("hf:/org/vqgan", ["does not begin with hf://", "expected hf://ORG/NAME"]),

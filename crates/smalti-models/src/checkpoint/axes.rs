@@ -7,7 +7,7 @@ use super::tensors::{Stored, Values};
 pub(super) enum Change {
     /// New order of the axes.
     Permute(Vec<usize>),
-    /// Takes an axis of length 1 away.
+    /// Removes an axis of length 1.
     Squeeze(usize),
     /// Joins an axis with the next.
     Merge(usize),

@@ -113,7 +113,7 @@ impl Source for Imported<'_> {
         let expected = match entry.kind {
             Kind::Float => "floats",
             Kind::Int => "integers",
-            Kind::Bool => "truth values",
+            Kind::Bool => "booleans",
         };
         match values.kind() == expected {
             true => Ok(Stored { shape: entry.shape.clone(), values }),

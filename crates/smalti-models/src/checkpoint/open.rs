@@ -68,7 +68,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
         }
         Err(several) => {
             let names: Vec<String> = several.iter().map(|name| folder.join(name).display().to_string()).collect();
-            let problem = format!("holds several files of weights: {}", names.join(", "));
+            let problem = format!("holds several weights files: {}", names.join(", "));
             Err(Error::invalid_hint(folder.display(), problem, "name one of them"))
         }
     }

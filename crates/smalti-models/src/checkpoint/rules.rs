@@ -151,7 +151,7 @@ impl Rules {
     /// Reads one part's rules from the text of a rule file; `place` names it in errors.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::Unknown`] if the text is no rule file or has no such part.
+    /// [`Error::Invalid`] or [`Error::Unknown`] if the text is not a rules file or has no such part.
     pub fn parse(text: &str, place: &str, part: &str) -> Result<Self> {
         let raw = Self::part(text, place, part)?;
         Self::build(place, &raw, &raw.rules)

@@ -46,7 +46,7 @@ impl Values {
         match self {
             Self::Floats(_) => "floats",
             Self::Ints(_) => "integers",
-            Self::Bools(_) => "truth values",
+            Self::Bools(_) => "booleans",
         }
     }
 }

@@ -377,7 +377,7 @@ impl ModuleMapper for Loading<'_> {
     fn map_bool<const D: usize>(&mut self, param: Param<Tensor<D, Bool>>) -> Param<Tensor<D, Bool>> {
         let data = self.next(param.lazy_shape().to_vec(), |values, shape| match values {
             Values::Bools(v) => Ok(TensorData::new(v, shape)),
-            other => Err(format!("holds {}, expected truth values", other.kind())),
+            other => Err(format!("holds {}, expected booleans", other.kind())),
         });
         match data {
             Some(data) => {

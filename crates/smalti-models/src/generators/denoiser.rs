@@ -178,7 +178,7 @@ impl Denoiser {
     ///
     /// # Shapes
     /// `noisy [n, c]` at timesteps `t` (n of them) and conditions `z [n, d]` to `[n, 2 c]`: noise, then variance. With fewer
-    /// conditions, whose number divides n, they begin anew as often as it takes.
+    /// conditions, whose number divides n, they are repeated as often as it takes.
     pub fn forward(&self, noisy: Tensor<2>, t: &[usize], z: Tensor<2>) -> Tensor<2> {
         let device = noisy.device();
         // Rows share timesteps, so each is embedded once.

@@ -113,7 +113,7 @@ impl TryFrom<String> for Respacing {
         read.ok_or_else(|| {
             Error::invalid(
                 "diffusion steps",
-                format!("`{text}` is none of 100, 10,20,30 and ddim50 with other numbers"),
+                format!("`{text}` is not a list of diffusion steps; expected, for example, 100 or 10,20,30 or ddim50"),
             )
         })
     }

@@ -220,7 +220,7 @@ impl GptConfig {
             ConditionConfig::None => Ok(ids.zeros_like() + self.start_token as i32),
             _ if !config.is_silent() && conditions.contains(&Condition::None) => Err(Error::invalid_hint(
                 "condition",
-                "none was given, and this generator has no vector for that",
+                "none was given, and this generator has no vector for a missing condition",
                 "say what the picture should show",
             )),
             _ => Ok(ids),
@@ -335,7 +335,7 @@ impl Gpt {
         Ok(Predictions { logits, targets: codes.flatten(0, 1), weights: None })
     }
 
-    /// Codes of which all but a share of `pkeep` are drawn anew.
+    /// Codes of which all but a share of `pkeep` are drawn at random again.
     fn perturbed(&self, codes: &Tensor<2, Int>, stream: &mut Stream) -> Tensor<2, Int> {
         if self.config.pkeep >= 1.0 {
             return codes.clone();

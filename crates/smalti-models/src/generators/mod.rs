@@ -288,7 +288,7 @@ impl Generator for GeneratorModel {
 
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
         if request.sampling.smooth && !matches!(self, Self::Var(_)) {
-            return Err(Error::unsupported("smooth sampling by this generator", "only var can mix codes"));
+            return Err(Error::unsupported("smooth sampling with this generator", "only var can mix codes"));
         }
         if request.grid.is_some() && !matches!(self, Self::Gpt(_)) {
             return Err(Error::unsupported(

@@ -28,7 +28,7 @@ impl TokenOrder {
     /// The places of a layout in this order: the i-th predicted token is at place `[i]` of the row-by-row grid.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another order than row by row of tokens that are no grid, or of a size that it cannot cover.
+    /// [`Error::Unsupported`] for another order than row by row of tokens that are not a grid, or of a size that it cannot cover.
     pub fn places(self, layout: &Layout) -> Result<Vec<usize>> {
         let (h, w) = match (self, layout) {
             (Self::Raster, layout) => return Ok((0..layout.length()).collect()),

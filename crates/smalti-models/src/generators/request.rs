@@ -107,7 +107,7 @@ impl Request {
         if let Some((name, _)) = unsuited.into_iter().find(|(_, given)| *given) {
             return Err(Error::unsupported(
                 format!("{name} with tokens that are vectors"),
-                "they have no probabilities to cut: leave it away",
+                "they have no probabilities to cut: leave it out",
             ));
         }
         let channels = tokens.channels().unwrap_or(1).max(1);
@@ -127,7 +127,7 @@ impl Request {
         self.sampling.validate()?;
         if self.sampling.is_guided() && (*condition == ConditionConfig::None || condition_dropout == 0.0) {
             return Err(Error::unsupported(
-                "guidance by a generator that never saw images both with and without a condition",
+                "guidance of a generator that was not trained both with and without a condition",
                 "use guidance 1, or train it with a condition and `condition_dropout` above 0",
             ));
         }

@@ -193,7 +193,7 @@ impl Vq {
         }
     }
 
-    /// Replaces dead codes by the latents named (one row of `[n, c]` per code), and starts their averages anew. Returns 1 for
+    /// Replaces dead codes by the latents named (one row of `[n, c]` per code), and starts their averages afresh. Returns 1 for
     /// each code replaced.
     pub fn revive_from(self, latents_nc: &Tensor<2>, rows: &[usize]) -> (Self, Option<Tensor<1, Int>>) {
         let (Some(revive), Some(cluster_size)) = (self.config.revive, &self.cluster_size) else {

@@ -43,7 +43,7 @@ impl FsqConfig {
     /// Makes the quantizer.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no level, one is too low, or the product is over 2^31.
+    /// [`Error::Invalid`] if there are no levels, one is too low, or the product is over 2^31.
     pub fn init(&self, device: &Device) -> Result<Fsq> {
         let least = if self.dialect == FsqDialect::Symmetric { 2 } else { 3 };
         let product = self.levels.iter().try_fold(1usize, |product, level| product.checked_mul(*level));

@@ -25,7 +25,7 @@ pub struct RemapConfig {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Unknown {
     /// One of the kept codes, drawn once for each code that is not, so that an image's tokens are always the same (the
-    /// official code draws anew each time).
+    /// official code draws again each time).
     #[default]
     Random,
     /// One token more, `kept`, which stands for all of them. It decodes as the first kept code.

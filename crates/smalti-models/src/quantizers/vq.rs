@@ -112,7 +112,7 @@ pub enum Estimator {
     Rotation,
 }
 
-/// When a code counts as dead. It then becomes a random latent of the batch, and its averages start anew.
+/// When a code counts as dead. It then becomes a random latent of the batch, and its averages start afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revive {

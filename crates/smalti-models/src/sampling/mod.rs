@@ -87,7 +87,7 @@ impl Sampling {
             return refuse("temperature", format!("{} is not a number of at least 0", self.temperature));
         }
         if self.top_k == Some(0) {
-            return refuse("top_k", "0 leaves no token; expected at least 1".into());
+            return refuse("top_k", "0 would leave no token; expected at least 1".into());
         }
         if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
             return refuse("top_p", format!("{p} is not in 0 < p <= 1"));
@@ -99,7 +99,7 @@ impl Sampling {
             return refuse("choice_temperature", format!("{} is not a number of at least 0", self.choice_temperature));
         }
         match self.steps {
-            Some(0) => refuse("steps", "0 decodes nothing; expected at least 1".into()),
+            Some(0) => refuse("steps", "0 would decode nothing; expected at least 1".into()),
             Some(steps) if self.first_step >= steps => {
                 refuse("first_step", format!("{} leaves none of {steps} steps", self.first_step))
             }

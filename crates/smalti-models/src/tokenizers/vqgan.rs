@@ -125,7 +125,7 @@ impl VqganConfig {
     pub fn planes(&self) -> Result<Planes> {
         match (self.label_maps, self.in_channels) {
             (false, _) if self.label_shift > 0 => {
-                Err(Error::invalid(PLACE, "label_shift is for label maps: add label_maps = true, or leave it away"))
+                Err(Error::invalid(PLACE, "label_shift is for label maps: add label_maps = true, or leave it out"))
             }
             (false, channels) => Planes::of_channels(channels),
             (true, classes @ 2..=256) => Ok(Planes::Labels { classes, shift: self.label_shift }),

@@ -99,7 +99,7 @@ fn reverse(case: &Case, compare: &mut Comparison, few: &Diffusion, prefix: &str)
     };
     compare.floats(&name("ddim"), ddim(0.0))?;
     for eta in case.names().filter_map(|found| found.strip_prefix(&name("ddim_eta"))) {
-        let value = eta.parse().map_err(|_| Error::invalid(case.title(), format!("`{eta}` is no number")))?;
+        let value = eta.parse().map_err(|_| Error::invalid(case.title(), format!("`{eta}` is not a number")))?;
         compare.floats(&name(&format!("ddim_eta{eta}")), ddim(value))?;
     }
     Ok(())

@@ -267,7 +267,7 @@ fn generation(case: &Case, compare: &mut Comparison, model: &Mar, given: &Given,
     first_iteration(case, compare, model, given, (stage, &sampling), &orders, left[0])?;
     let latents = case.shape(&output)?;
     let tokens = generation.codes().continuous();
-    let tokens = tokens.ok_or_else(|| Error::invalid(case.title(), "the tokens are no vectors"))?;
+    let tokens = tokens.ok_or_else(|| Error::invalid(case.title(), "the tokens are not vectors"))?;
     compare.floats(&output, unpatchify(tokens, case.setting("patch_size")?, (latents[2], latents[3])))
 }
 

@@ -107,7 +107,7 @@ fn in_folder(address: &Address, files: &dyn Files) -> Result<String> {
     let problem = match choose_weights(&here) {
         Ok(Some(name)) => return Ok(format!("{prefix}{name}")),
         Ok(None) => "holds no weights itself".to_string(),
-        Err(several) => format!("holds several files of weights: {}", several.join(", ")),
+        Err(several) => format!("holds several weights files: {}", several.join(", ")),
     };
     let is_weights = |name: &&str| name.rsplit_once('.').is_some_and(|(_, ending)| WEIGHTS_ENDINGS.contains(&ending));
     let weights: Vec<String> =
