@@ -42,5 +42,5 @@ fn bench_refuses_what_it_cannot_time() {
     assert!(error.contains("--batch") && error.contains("1..="), "{error}");
     let mut command = Command::cargo_bin("smalti").unwrap();
     let output = command.args(["--threads", "0", "systems"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).contains("expected 1 or more"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("at least one thread is needed"));
 }
