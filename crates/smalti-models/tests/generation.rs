@@ -307,7 +307,7 @@ fn a_shared_table_needs_its_condition() {
     let shared = GptConfig { shared_table: true, condition_dropout: 0.0, ..config };
     let model = model(&GeneratorConfig::Gpt(shared.clone()));
     let request = Request::new(vec![image(&Condition::None, 0, None)], Sampling::default());
-    assert!(model.start(&request).err().unwrap().to_string().contains("has no vector for that"));
+    assert!(model.start(&request).err().unwrap().to_string().contains("has no vector for a missing condition"));
     let refused = |config: GptConfig| config.init(&Device::flex()).unwrap_err().to_string();
     assert!(refused(GptConfig { condition_dropout: 0.1, ..shared.clone() }).contains("null vector"));
     let many = ConditionConfig::Class { classes: CODES + 1 };
