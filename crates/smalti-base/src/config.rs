@@ -41,6 +41,14 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         .map_err(|e| explain(&path.display().to_string(), &e.path().to_string(), &e.inner().to_string()))
 }
 
+/// Reads a JSON value strictly; `place` names it in errors.
+///
+/// # Errors
+/// As [`read_toml`].
+pub fn from_json<T: DeserializeOwned>(value: serde_json::Value, place: &str) -> Result<T> {
+    serde_path_to_error::deserialize(value).map_err(|e| explain(place, &e.path().to_string(), &e.inner().to_string()))
+}
+
 /// Writes a value as indented JSON, whole or not at all.
 ///
 /// # Errors

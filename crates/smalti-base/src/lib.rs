@@ -15,4 +15,4 @@ pub use error::{Error, Result};
 pub use planes::Planes;
 pub use progress::Progress;
 pub use rng::Rng;
-pub use spec::{Layout, TokenKind, TokenSpec, Tokens};
+pub use spec::{Layout, TokenKind, TokenSpec, Tokens, Vocabulary};

@@ -46,6 +46,30 @@ impl Layout {
         }
     }
 
+    /// Number of parts that may have codes of their own: levels of a pyramid, depths of a stack, else 1.
+    pub fn parts(&self) -> usize {
+        match self {
+            Self::Grid { .. } | Self::Sequence { .. } => 1,
+            Self::Stack { depth, .. } => *depth,
+            Self::Pyramid { levels } => levels.len(),
+        }
+    }
+
+    /// The level or depth of a place.
+    pub fn part_of(&self, place: usize) -> usize {
+        match self {
+            Self::Grid { .. } | Self::Sequence { .. } => 0,
+            Self::Stack { depth, .. } => place % (*depth).max(1),
+            Self::Pyramid { levels } => {
+                let ends = levels.iter().scan(0, |end, (h, w)| {
+                    *end += h * w;
+                    Some(*end)
+                });
+                ends.take_while(|end| *end <= place).count()
+            }
+        }
+    }
+
     /// Rows and columns of the finest level, which are those of the tokenizer's latents; a sequence is one row.
     pub fn finest(&self) -> (usize, usize) {
         match self {
@@ -70,13 +94,73 @@ impl std::fmt::Display for Layout {
     }
 }
 
+/// Number of codes. In files it is a number or a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Vocabulary {
+    /// The same for all tokens.
+    One(usize),
+    /// One for each level of a pyramid, or for each depth of a stack.
+    Each(Vec<usize>),
+}
+
+impl Vocabulary {
+    /// The largest number of codes: every code is below it.
+    pub fn most(&self) -> usize {
+        match self {
+            Self::One(codes) => *codes,
+            Self::Each(codes) => codes.iter().copied().max().unwrap_or_default(),
+        }
+    }
+
+    /// Number of codes of a level or depth.
+    pub fn of(&self, part: usize) -> usize {
+        match self {
+            Self::One(codes) => *codes,
+            Self::Each(codes) => codes.get(part).copied().unwrap_or_default(),
+        }
+    }
+
+    /// Number of codes, if it is the same for all tokens.
+    pub fn single(&self) -> Option<usize> {
+        match self {
+            Self::One(codes) => Some(*codes),
+            Self::Each(_) => None,
+        }
+    }
+}
+
+impl From<usize> for Vocabulary {
+    fn from(codes: usize) -> Self {
+        Self::One(codes)
+    }
+}
+
+impl From<Vec<usize>> for Vocabulary {
+    fn from(codes: Vec<usize>) -> Self {
+        Self::Each(codes)
+    }
+}
+
+impl std::fmt::Display for Vocabulary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::One(codes) => write!(f, "{codes}"),
+            Self::Each(codes) => {
+                let codes: Vec<String> = codes.iter().map(usize::to_string).collect();
+                write!(f, "{}", codes.join("/"))
+            }
+        }
+    }
+}
+
 /// What a token is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenKind {
     /// A code, `0..vocabulary`.
     Discrete {
         /// Number of codes.
-        vocabulary: usize,
+        vocabulary: Vocabulary,
     },
     /// A vector of numbers.
     Continuous {
@@ -110,15 +194,15 @@ pub struct TokenSpec {
 
 impl TokenSpec {
     /// Tokens that are codes, `0..vocabulary`.
-    pub fn discrete(layout: Layout, vocabulary: usize, image_size: (usize, usize)) -> Self {
-        Self { layout, kind: TokenKind::Discrete { vocabulary }, image_size }
+    pub fn discrete(layout: Layout, vocabulary: impl Into<Vocabulary>, image_size: (usize, usize)) -> Self {
+        Self { layout, kind: TokenKind::Discrete { vocabulary: vocabulary.into() }, image_size }
     }
 
     /// The same kind of tokens for pictures of another size: a grid of `h` by `w`, each token with as many pixels as before.
     pub fn on_grid(&self, h: usize, w: usize) -> Self {
         let ((rows, columns), (height, width)) = (self.layout.finest(), self.image_size);
         let image_size = (height * h / rows.max(1), width * w / columns.max(1));
-        Self { layout: Layout::Grid { h, w }, kind: self.kind, image_size }
+        Self { layout: Layout::Grid { h, w }, kind: self.kind.clone(), image_size }
     }
 
     /// Tokens that are vectors of so many channels.
@@ -126,12 +210,31 @@ impl TokenSpec {
         Self { layout, kind: TokenKind::Continuous { channels }, image_size }
     }
 
-    /// Number of codes, if tokens are codes.
+    /// The largest number of codes of any place, if tokens are codes: every code is below it.
     pub fn vocabulary(&self) -> Option<usize> {
-        match self.kind {
+        self.vocabularies().map(Vocabulary::most)
+    }
+
+    /// Number of codes of each level or depth, if tokens are codes.
+    pub fn vocabularies(&self) -> Option<&Vocabulary> {
+        match &self.kind {
             TokenKind::Discrete { vocabulary } => Some(vocabulary),
             TokenKind::Continuous { .. } => None,
         }
+    }
+
+    /// Number of codes of a place, if tokens are codes.
+    pub fn codes_at(&self, place: usize) -> Option<usize> {
+        self.vocabularies().map(|codes| codes.of(self.layout.part_of(place)))
+    }
+
+    /// What is wrong with the number of vocabularies, if anything.
+    pub fn vocabulary_misfit(&self) -> Option<String> {
+        let Some(Vocabulary::Each(codes)) = self.vocabularies() else { return None };
+        let parts = self.layout.parts();
+        (codes.len() != parts).then(|| {
+            format!("{} vocabularies for a {}; expected one number, or a list of {parts}", codes.len(), self.layout)
+        })
     }
 
     /// Numbers of a token, if tokens are vectors.
@@ -149,14 +252,21 @@ impl TokenSpec {
 
     /// What is wrong with codes as the tokens of an image, if anything.
     pub fn codes_misfit(&self, codes: &[u32]) -> Option<String> {
-        let TokenKind::Discrete { vocabulary } = self.kind else {
+        let TokenKind::Discrete { vocabulary } = &self.kind else {
             return Some(format!("codes where tokens are {}", self.kind));
         };
         if codes.len() != self.length() {
             return Some(format!("{} codes for {} places", codes.len(), self.length()));
         }
-        let wrong = codes.iter().find(|code| **code as usize >= vocabulary);
-        wrong.map(|code| format!("{code} is not in 0..{vocabulary}"))
+        if let Vocabulary::One(vocabulary) = vocabulary {
+            let wrong = codes.iter().find(|code| **code as usize >= *vocabulary);
+            return wrong.map(|code| format!("{code} is not in 0..{vocabulary}"));
+        }
+        let wrong = codes.iter().zip(0..).find_map(|(code, place)| {
+            let vocabulary = vocabulary.of(self.layout.part_of(place));
+            (*code as usize >= vocabulary).then_some((code, place, vocabulary))
+        });
+        wrong.map(|(code, place, vocabulary)| format!("{code} at place {place} is not in 0..{vocabulary}"))
     }
 
     /// What is wrong with numbers as the tokens of an image, if anything.
@@ -202,7 +312,7 @@ impl std::fmt::Display for TokenSpec {
 struct StoredSpec {
     layout: Layout,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    vocabulary: Option<usize>,
+    vocabulary: Option<Vocabulary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     channels: Option<usize>,
     image_size: (usize, usize),
@@ -210,7 +320,7 @@ struct StoredSpec {
 
 impl From<TokenSpec> for StoredSpec {
     fn from(spec: TokenSpec) -> Self {
-        let (vocabulary, channels) = (spec.vocabulary(), spec.channels());
+        let (vocabulary, channels) = (spec.vocabularies().cloned(), spec.channels());
         Self { layout: spec.layout, vocabulary, channels, image_size: spec.image_size }
     }
 }
@@ -225,7 +335,8 @@ impl TryFrom<StoredSpec> for TokenSpec {
             (None, None) => return Err("tokens need one of the keys vocabulary and channels".into()),
             (Some(_), Some(_)) => return Err("tokens have vocabulary or channels, not both".into()),
         };
-        Ok(Self { layout: stored.layout, kind, image_size: stored.image_size })
+        let spec = Self { layout: stored.layout, kind, image_size: stored.image_size };
+        spec.vocabulary_misfit().map_or(Ok(spec), Err)
     }
 }
 
@@ -290,6 +401,25 @@ mod tests {
             read(&both.replace(r#""vocabulary":4,"channels":2,"#, "")).unwrap_err().to_string().contains("need one")
         );
         assert!(read(&both.replace("vocabulary", "vocabular")).unwrap_err().to_string().contains("vocabular"));
+    }
+
+    #[test]
+    fn vocabularies_of_levels_and_depths() {
+        let levels = vec![(1, 1), (2, 2)];
+        let text = r#"{"layout":{"kind":"pyramid","levels":[[1,1],[2,2]]},"vocabulary":[9,4],"image_size":[8,8]}"#;
+        let pyramid = TokenSpec::discrete(Layout::Pyramid { levels }, vec![9, 4], (8, 8));
+        assert_eq!(serde_json::to_string(&pyramid).unwrap(), text);
+        assert_eq!(read(text).unwrap(), pyramid);
+        assert_eq!((0..5).map(|place| pyramid.codes_at(place).unwrap()).collect::<Vec<_>>(), [9, 4, 4, 4, 4]);
+        assert_eq!((pyramid.vocabulary(), pyramid.vocabularies().unwrap().single()), (Some(9), None));
+        assert_eq!(Tokens::Discrete(vec![8, 0, 1, 2, 3]).misfit(&pyramid), None);
+        assert!(
+            Tokens::Discrete(vec![8, 0, 1, 2, 4]).misfit(&pyramid).unwrap().contains("4 at place 4 is not in 0..4")
+        );
+        assert!(read(&text.replace("[9,4]", "[9,4,4]")).unwrap_err().to_string().contains("expected one number"));
+        let stack = TokenSpec::discrete(Layout::Stack { h: 1, w: 2, depth: 3 }, vec![5, 6, 7], (8, 8));
+        assert_eq!((0..6).map(|place| stack.codes_at(place).unwrap()).collect::<Vec<_>>(), [5, 6, 7, 5, 6, 7]);
+        assert_eq!(stack.to_string(), "1x2x3 stack of 5/6/7 codes for 8x8 pixels");
     }
 
     #[test]

@@ -8,10 +8,10 @@ use smalti::eval::Fidelity;
 use smalti::evaluate::{EvaluateOutcome, GeneratorNumbers};
 use smalti::export::ExportOutcome;
 use smalti::generate::GenerateOutcome;
-use smalti::golden::Status;
 use smalti::import::ImportOutcome;
 use smalti::inspect::InspectOutcome;
 use smalti::parity::ParityOutcome;
+use smalti::parity::Status;
 use smalti::reconstruct::ReconstructOutcome;
 use smalti::systems::SystemsOutcome;
 use smalti::tokenize::TokenizeOutcome;
@@ -259,7 +259,7 @@ pub fn inspect(outcome: &InspectOutcome) -> String {
 /// The table of systems.
 pub fn systems(outcome: &SystemsOutcome) -> String {
     let mut table = Table::new(&["role", "kind", "paper", "tokens", "what it is"]);
-    for system in outcome.systems {
+    for system in &outcome.systems {
         let paper = format!("arXiv:{}", system.arxiv);
         table.row([system.role.name(), system.kind, &paper, system.tokens, system.about]);
     }

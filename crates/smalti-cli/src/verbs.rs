@@ -6,7 +6,7 @@ use crate::screen::{self, Screen};
 use crate::terminal::{Terminal, stop_flag};
 use clap::CommandFactory;
 use serde::Serialize;
-use smalti::golden::Status;
+use smalti::parity::Status;
 use smalti::{Progress, Result, bench, edit, evaluate, export, generate, import, parity, reconstruct, tokenize, train};
 
 /// How a command that met no error ended.

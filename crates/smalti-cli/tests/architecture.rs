@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate may use only those before it.
-const ORDER: [&str; 10] = [
+const ORDER: [&str; 11] = [
     "smalti-base",
     "smalti-kernels",
     "smalti-nn",
@@ -15,6 +15,7 @@ const ORDER: [&str; 10] = [
     "smalti-models",
     "smalti-eval",
     "smalti-train",
+    "smalti-parity",
     "smalti",
     "smalti-cli",
     "smalti-peers",

@@ -3,7 +3,7 @@
 
 use burn::module::Module;
 use smalti::models::checkpoint::Rules;
-use smalti::models::systems::SYSTEMS;
+use smalti::models::systems;
 use smalti::training::Task;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,8 +46,8 @@ fn proofs() -> String {
 fn the_table_of_systems_is_the_codes() {
     let page = document("docs/systems.md");
     let rows = page.lines().filter(|line| line.contains("arXiv:")).count();
-    assert_eq!(rows, SYSTEMS.len());
-    for system in SYSTEMS {
+    assert_eq!(rows, systems::all().len());
+    for system in systems::all() {
         let row = format!(
             "| {} | `{}` | arXiv:{} | {} | {} |",
             system.role.name(),
@@ -104,7 +104,7 @@ fn recipes_are_complete() {
 #[test]
 fn every_system_is_proven_by_a_golden_stage_or_a_test() {
     let proofs = proofs();
-    for system in SYSTEMS {
+    for system in systems::all() {
         let kind = system.kind;
         let config = format!("{}config", kind.replace('_', ""));
         let named = [format!("\"kind\": \"{kind}\""), format!("kind = \"{kind}\""), format!("generator(\"{kind}\"")];

@@ -152,7 +152,7 @@ fn both_stages_come_from_one_file_and_make_pictures_of_any_size() {
     let pixels = smalti::data::image::open(&picture, [255; 3], &Default::default()).unwrap();
     assert_eq!((pixels.height, pixels.width), (64, 88));
     for (more, expected) in [
-        (&[][..], "makes pictures only for a class"),
+        (&[][..], "makes pictures of a class only"),
         (&["--class", "2", "--size", "64x90"], "expected multiples of 8x8, at least 64x64"),
         (&["--class", "2", "--size", "56"], "at least 64x64"),
         (&["--class", "2", "--size", "axb"], "expected height x width"),

@@ -105,7 +105,7 @@ fn a_folder_of_something_else_is_refused() {
         ShardWriter::open(folder.path(), other, 4).map(|_| ()).unwrap_err().to_string()
     };
     assert!(refusal(|o| o.tokenizer.sha256 = "00".repeat(32)).contains("the tokenizers of"));
-    assert!(refusal(|o| o.spec.kind = TokenKind::Discrete { vocabulary: 1024 }).contains("1024 codes"));
+    assert!(refusal(|o| o.spec.kind = TokenKind::Discrete { vocabulary: 1024.into() }).contains("1024 codes"));
     assert!(refusal(|o| o.data.keys = "ef".repeat(32)).contains("the data sets of"));
     assert!(refusal(|o| o.transforms = "random".into()).contains("random"));
     // The same data set at another place is the same data set.

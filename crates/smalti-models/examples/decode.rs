@@ -7,8 +7,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use smalti_base::{Layout, TokenSpec};
 use smalti_kernels::WeightPrecision;
-use smalti_models::generators::{Gpt, GptConfig};
-use smalti_models::{Condition, ConditionConfig, Generator, ImageRequest, Request, Sampling};
+use smalti_models::generators::{GeneratorConfig, GeneratorModel, GptConfig};
+use smalti_models::{Condition, ConditionConfig, ImageRequest, Request, Sampling};
 use smalti_nn::dense::Pack;
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ fn main() {
     let tokens = TokenSpec::discrete(Layout::Grid { h: 16, w: 16 }, 1024, (256, 256));
     let (depth, heads) = (number(2).unwrap_or(12), (width / 64).max(1));
     let config = GptConfig::new(tokens, ConditionConfig::Class { classes: 10 }, width, depth, heads);
-    let Ok(model) = config.init(&Device::flex()) else {
+    let Ok(model) = GeneratorConfig::Gpt(config).init(&Device::flex()) else {
         return eprintln!("such a model is not possible");
     };
     println!(
@@ -32,7 +32,7 @@ fn main() {
         model.num_params()
     );
     for n in number(3).map_or(vec![1, 2, 4, 8], |n| vec![n]) {
-        let row = |name: &str, model: &Gpt| {
+        let row = |name: &str, model: &GeneratorModel| {
             let seconds = (0..RUNS).map(|_| seconds(model, n)).fold(f64::INFINITY, f64::min);
             println!("{n:>9} {name:>9} {:>9.2} {seconds:>9.2}", 1e3 * seconds / 256.0);
         };
@@ -48,16 +48,13 @@ fn main() {
 }
 
 /// Makes the tokens of `n` images.
-fn seconds(model: &Gpt, n: usize) -> f64 {
-    let image = |seed| ImageRequest { condition: Condition::Class(1), seed, known: None };
+fn seconds(model: &GeneratorModel, n: usize) -> f64 {
+    let image = |seed| ImageRequest::new(Condition::class(1), seed);
     let images = (0..n as u64).map(image).collect();
     let sampling = Sampling { temperature: 0.0, ..Default::default() };
     let Ok(mut generation) = model.start(&Request::new(images, sampling)) else {
         return f64::NAN;
     };
     let start = Instant::now();
-    while generation.done() < generation.steps() {
-        generation.next();
-    }
-    start.elapsed().as_secs_f64()
+    generation.finish().map_or(f64::NAN, |_| start.elapsed().as_secs_f64())
 }

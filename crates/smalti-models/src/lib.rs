@@ -6,16 +6,18 @@
 pub mod checkpoint;
 pub mod codes;
 pub mod generators;
+pub mod host;
 pub mod losses;
 pub mod quantizers;
+mod role;
 pub mod sampling;
 pub mod systems;
 pub mod tokenizers;
 
 pub use codes::Codes;
 pub use generators::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorConfig, GeneratorLoss, GeneratorModel, ImageRequest,
-    Known, Request,
+    Condition, ConditionConfig, Conditions, Generation, Generator, GeneratorConfig, GeneratorLoss, GeneratorModel,
+    ImageRequest, Known, Request,
 };
 pub use quantizers::Quantizer;
 pub use sampling::Sampling;

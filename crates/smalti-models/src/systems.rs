@@ -1,5 +1,6 @@
-//! The table of what exists, one line for each arm of the configuration enums. Help texts and the documentation read it.
+//! The table of what exists. Help texts and the documentation read it; it is made of the tables of the roles.
 
+use crate::{generators, quantizers, tokenizers};
 use serde::Serialize;
 
 /// What a system is for.
@@ -25,6 +26,17 @@ impl Role {
     }
 }
 
+/// What is said of a kind beside its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The arXiv number of its paper.
+    pub arxiv: &'static str,
+    /// The layouts of its tokens.
+    pub tokens: &'static str,
+    /// What it is, in a line.
+    pub about: &'static str,
+}
+
 /// One system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct System {
@@ -40,126 +52,13 @@ pub struct System {
     pub about: &'static str,
 }
 
+impl System {
+    pub(crate) const fn new(role: Role, kind: &'static str, facts: Facts) -> Self {
+        Self { role, kind, arxiv: facts.arxiv, tokens: facts.tokens, about: facts.about }
+    }
+}
+
 /// All systems, in the order of the roles.
-pub const SYSTEMS: &[System] = &[
-    System {
-        role: Role::Tokenizer,
-        kind: "vqgan",
-        arxiv: "2012.09841",
-        tokens: "as its quantizer's",
-        about: "convolutional autoencoder with a codebook (VQGAN, VAR)",
-    },
-    System {
-        role: Role::Tokenizer,
-        kind: "vit",
-        arxiv: "2110.04627",
-        tokens: "as its quantizer's",
-        about: "vision transformer autoencoder with a codebook (ViT-VQGAN)",
-    },
-    System {
-        role: Role::Tokenizer,
-        kind: "kl",
-        arxiv: "2112.10752",
-        tokens: "grid of vectors",
-        about: "convolutional autoencoder with normal latents (KL autoencoder of latent diffusion, MAR's KL-16)",
-    },
-    System {
-        role: Role::Tokenizer,
-        kind: "patches",
-        arxiv: "2406.11838",
-        tokens: "grid of vectors",
-        about: "patches of unchanged pixels, nothing to train",
-    },
-    System {
-        role: Role::Quantizer,
-        kind: "vq",
-        arxiv: "1711.00937",
-        tokens: "grid",
-        about: "learned codebook: by gradient or moving averages, l2 or cosine, k-means start, dead codes revived",
-    },
-    System {
-        role: Role::Quantizer,
-        kind: "fsq",
-        arxiv: "2309.15505",
-        tokens: "grid",
-        about: "finite scalar quantization: each channel rounded to a few levels, no codebook to learn",
-    },
-    System {
-        role: Role::Quantizer,
-        kind: "gumbel",
-        arxiv: "1611.01144",
-        tokens: "grid",
-        about: "codebook whose codes are drawn with a falling temperature while it learns (Gumbel-softmax)",
-    },
-    System {
-        role: Role::Quantizer,
-        kind: "multi_scale",
-        arxiv: "2404.02905",
-        tokens: "pyramid",
-        about: "token maps of growing size, each coding what the coarser ones left over (VAR)",
-    },
-    System {
-        role: Role::Generator,
-        kind: "gpt",
-        arxiv: "2012.09841",
-        tokens: "grid, sequence",
-        about: "decoder-only transformer, one token after another; larger pictures through a sliding window (VQGAN)",
-    },
-    System {
-        role: Role::Generator,
-        kind: "maskgit",
-        arxiv: "2202.04200",
-        tokens: "grid, sequence",
-        about: "bidirectional transformer, masked tokens decoded in parallel, the most certain first (MaskGIT)",
-    },
-    System {
-        role: Role::Generator,
-        kind: "var",
-        arxiv: "2404.02905",
-        tokens: "pyramid",
-        about: "transformer that predicts a whole token map at each step, coarse to fine (VAR)",
-    },
-    System {
-        role: Role::Generator,
-        kind: "mar",
-        arxiv: "2406.11838",
-        tokens: "grid, sequence, of vectors",
-        about: "masked autoencoder with a diffusion loss, tokens filled in in random order, first a few and then many per step (MAR)",
-    },
-    System {
-        role: Role::Generator,
-        kind: "causal_mar",
-        arxiv: "2406.11838",
-        tokens: "grid, sequence, of vectors",
-        about: "decoder-only transformer with MAR's diffusion loss, one token after another in raster or random order",
-    },
-];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::generators::GeneratorConfig;
-    use crate::quantizers::QuantizerConfig;
-    use crate::tokenizers::TokenizerConfig;
-    use serde::de::DeserializeOwned;
-
-    /// The arms of a configuration enum, as reading an unknown one names them.
-    fn arms<T: DeserializeOwned + std::fmt::Debug>() -> Vec<String> {
-        let error = serde_json::from_str::<T>(r#"{ "kind": "?" }"#).unwrap_err().to_string();
-        error.split('`').skip(3).step_by(2).map(str::to_string).collect()
-    }
-
-    #[test]
-    fn the_table_has_a_line_for_each_arm() {
-        for (role, mut arms) in [
-            (Role::Tokenizer, arms::<TokenizerConfig>()),
-            (Role::Quantizer, arms::<QuantizerConfig>()),
-            (Role::Generator, arms::<GeneratorConfig>()),
-        ] {
-            let mut kinds: Vec<&str> = SYSTEMS.iter().filter(|s| s.role == role).map(|s| s.kind).collect();
-            kinds.sort_unstable();
-            arms.sort();
-            assert_eq!(kinds, arms, "{role:?}");
-        }
-    }
+pub fn all() -> Vec<System> {
+    [tokenizers::SYSTEMS, quantizers::SYSTEMS, generators::SYSTEMS].concat()
 }

@@ -162,7 +162,7 @@ fn a_bundle_comes_back_and_is_checked() {
     let loaded = read_weights(&bundle, Part::Tokenizer, config.init(&device).unwrap()).unwrap();
     let codes = Tensor::<2, Int>::from_ints([[0, 1, 2, 3]], &device);
     let decoded = |q: &dyn Quantizer| q.decode(codes.clone(), 2, 2).into_data();
-    assert_eq!(decoded(&loaded), decoded(&quantizer));
+    assert_eq!(decoded(&*loaded), decoded(&*quantizer));
     assert!(
         read_config::<QuantizerConfig>(&bundle, Part::Generator).unwrap_err().to_string().contains("has no generator")
     );

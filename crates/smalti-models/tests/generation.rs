@@ -6,10 +6,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec};
 use smalti_models::generators::gpt::Window;
-use smalti_models::generators::{GptConfig, MaskGitConfig, TokenOrder, VarConfig};
+use smalti_models::generators::{Conditions, Draw, GptConfig, MaskGitConfig, TokenOrder, VarConfig};
 use smalti_models::quantizers::multi_scale::Refinement;
 use smalti_models::quantizers::{MultiScaleConfig, QuantizerConfig, QuantizerModel, VqConfig};
 use smalti_models::sampling::{GuidanceSchedule, Schedule};
+use smalti_models::tokenizers::VqganConfig;
 use smalti_models::{
     Codes, Condition, ConditionConfig, Generation, Generator, GeneratorConfig, GeneratorModel, ImageRequest, Known,
     Request, Sampling,
@@ -42,12 +43,13 @@ fn shuffled(condition: ConditionConfig) -> GeneratorConfig {
 fn maskgit(condition: ConditionConfig) -> GeneratorConfig {
     GeneratorConfig::MaskGit(MaskGitConfig {
         tokens: tokens(),
-        condition,
+        condition: condition.into(),
         condition_dropout: 0.1,
         width: 32,
         depth: 2,
         heads: 4,
         mlp_ratio: 2,
+        hidden: None,
         dropout: 0.1,
         attention_dropout: 0.1,
         schedule: Schedule::Cosine,
@@ -63,12 +65,13 @@ fn var(condition: ConditionConfig, shared_modulation: bool) -> GeneratorConfig {
         tokens: TokenSpec { layout, ..tokens() },
         channels: 4,
         refinement: Refinement { weight: 0.5, convolutions: 2 },
-        condition,
+        condition: condition.into(),
         condition_dropout: 0.1,
         width: 32,
         depth: 2,
         heads: 4,
         mlp_ratio: 2,
+        hidden: None,
         unit_attention: !shared_modulation,
         shared_modulation,
         drop_path: 0.2,
@@ -81,18 +84,18 @@ fn var(condition: ConditionConfig, shared_modulation: bool) -> GeneratorConfig {
 /// Each generator with each condition, and a condition for it.
 fn all() -> Vec<(GeneratorConfig, Condition)> {
     let class = ConditionConfig::Class { classes: 5 };
-    let text = ConditionConfig::Text { vocabulary: 30, length: 6 };
+    let text = ConditionConfig::text(30, 6);
     vec![
-        (gpt(ConditionConfig::None, false), Condition::None),
-        (gpt(class.clone(), false), Condition::Class(3)),
-        (shuffled(class.clone()), Condition::Class(3)),
-        (gpt(text.clone(), false), Condition::Text(vec![4, 29, 0])),
-        (gpt(text.clone(), true), Condition::Text(vec![4, 29, 0])),
-        (maskgit(ConditionConfig::None), Condition::None),
-        (maskgit(class.clone()), Condition::Class(3)),
-        (var(ConditionConfig::None, true), Condition::None),
-        (var(class, false), Condition::Class(3)),
-        (maskgit(text), Condition::Text(vec![4, 29, 0])),
+        (gpt(ConditionConfig::None, false), Condition::none()),
+        (gpt(class.clone(), false), Condition::class(3)),
+        (shuffled(class.clone()), Condition::class(3)),
+        (gpt(text.clone(), false), Condition::text(vec![4, 29, 0])),
+        (gpt(text.clone(), true), Condition::text(vec![4, 29, 0])),
+        (maskgit(ConditionConfig::None), Condition::none()),
+        (maskgit(class.clone()), Condition::class(3)),
+        (var(ConditionConfig::None, true), Condition::none()),
+        (var(class, false), Condition::class(3)),
+        (maskgit(text), Condition::text(vec![4, 29, 0])),
     ]
 }
 
@@ -120,7 +123,7 @@ fn model(config: &GeneratorConfig) -> GeneratorModel {
 }
 
 fn image(condition: &Condition, seed: u64, known: Option<Known>) -> ImageRequest {
-    ImageRequest { condition: condition.clone(), seed, known }
+    ImageRequest { known, ..ImageRequest::new(condition.clone(), seed) }
 }
 
 fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampling) -> Vec<Vec<i64>> {
@@ -128,10 +131,10 @@ fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampli
     let steps = generation.steps();
     for done in 0..steps {
         assert_eq!(generation.done(), done);
-        generation.next();
+        generation.step().unwrap();
     }
     let end = rows(generation.codes().discrete().unwrap());
-    generation.next();
+    generation.step().unwrap();
     assert_eq!((generation.done(), rows(generation.codes().discrete().unwrap())), (steps, end.clone()));
     assert!(end.iter().flatten().all(|code| (0..CODES as i64).contains(code)));
     end
@@ -152,7 +155,7 @@ fn codes(n: usize) -> Codes {
 fn an_image_does_not_depend_on_its_batch() {
     for (config, condition) in all() {
         let model = model(&config);
-        let guidance = if condition == Condition::None { 1.0 } else { 2.0 };
+        let guidance = if condition == Condition::none() { 1.0 } else { 2.0 };
         let sampling = Sampling { guidance, top_k: Some(20), top_p: Some(0.95), ..Default::default() };
         let batch: Vec<_> = (0..5).map(|seed| image(&condition, seed, None)).collect();
         let together = generate(&model, batch.clone(), &sampling);
@@ -210,7 +213,7 @@ fn a_known_beginning_is_the_same_at_once_and_token_by_token() {
 fn cached_decoding_equals_argmax_of_teacher_forced_logits() {
     for (config, condition) in all() {
         let model = model(&config);
-        let ids = config.condition().batch(std::slice::from_ref(&condition), None, &Device::flex()).unwrap();
+        let ids = config.conditions().batch(std::slice::from_ref(&condition), None, &Device::flex()).unwrap();
         let sampling = Sampling { temperature: 0.0, ..Default::default() };
         let found = generate(&model, vec![image(&condition, 0, None)], &sampling);
         let codes = Tensor::<2, Int>::from_data(TensorData::new(found[0].clone(), [1, LENGTH]), &Device::flex());
@@ -234,19 +237,17 @@ fn a_sliding_window_takes_the_likeliest_token_of_what_it_shows() {
     let generate = |grid, images: Vec<ImageRequest>| {
         let request = Request { grid: Some(grid), ..Request::new(images, sampling.clone()) };
         let mut generation = model.start(&request).unwrap();
-        while generation.done() < generation.steps() {
-            generation.next();
-        }
+        generation.finish().unwrap();
         rows(generation.codes().discrete().unwrap())
     };
-    let request = image(&Condition::Class(3), 0, None);
+    let request = image(&Condition::class(3), 0, None);
     let own = self::generate(&model, vec![request.clone()], &sampling);
     assert_eq!(generate((3, 4), vec![request.clone()]), own, "a window as large as the grid stands still");
 
     let (grid, (h, w)) = ((5, 7), (3, 4));
-    let found = generate(grid, vec![request.clone(), image(&Condition::Class(1), 0, None)]).swap_remove(0);
+    let found = generate(grid, vec![request.clone(), image(&Condition::class(1), 0, None)]).swap_remove(0);
     let window = Window { grid, size: (h, w) };
-    let ids = config.condition().batch(&[Condition::Class(3)], None, &Device::flex()).unwrap();
+    let ids = config.conditions().batch(&[Condition::class(3)], None, &Device::flex()).unwrap();
     for place in 0..grid.0 * grid.1 {
         let (row, column) = (place / grid.1, place % grid.1);
         let (top, left) = window.origin(row, column);
@@ -261,7 +262,7 @@ fn a_sliding_window_takes_the_likeliest_token_of_what_it_shows() {
     // Known tokens stay, also between windows.
     let keep: Vec<bool> = (0..35).map(|place| place % 3 == 1).collect();
     let known = Known { tokens: vec![7u32; 35].into(), keep: keep.clone() };
-    let painted = generate(grid, vec![image(&Condition::Class(3), 0, Some(known))]).swap_remove(0);
+    let painted = generate(grid, vec![image(&Condition::class(3), 0, Some(known))]).swap_remove(0);
     assert!(keep.iter().zip(painted).all(|(keep, code)| !keep || code == 7));
 
     let refused = |config: &GeneratorConfig, grid| {
@@ -288,16 +289,14 @@ fn coordinates_say_themselves_also_to_a_window() {
     let generate = |model: &GeneratorModel, grid, condition| {
         let request = Request::new(vec![image(&condition, 3, None)], Sampling::default());
         let mut generation = model.start(&Request { grid, ..request }).unwrap();
-        while generation.done() < generation.steps() {
-            generation.next();
-        }
+        generation.finish().unwrap();
         rows(generation.codes().discrete().unwrap())
     };
     for grid in [None, Some((5, 7))] {
         let (rows, columns) = grid.unwrap_or((h, w));
         let whole = ConditionConfig::Coordinates { codes, h: rows, w: columns, pixels };
-        let ids = whole.ids(&Condition::None).unwrap().into_iter().map(|id| id as u32).collect();
-        assert_eq!(generate(&silent, grid, Condition::None), generate(&told, grid, Condition::Codes(ids)));
+        let ids = Conditions::from(whole).ids(&Condition::none()).unwrap().into_iter().map(|id| id as u32).collect();
+        assert_eq!(generate(&silent, grid, Condition::none()), generate(&told, grid, Condition::codes(ids)));
     }
 }
 
@@ -306,12 +305,12 @@ fn a_shared_table_needs_its_condition() {
     let GeneratorConfig::Gpt(config) = gpt(ConditionConfig::Class { classes: 5 }, false) else { unreachable!() };
     let shared = GptConfig { shared_table: true, condition_dropout: 0.0, ..config };
     let model = model(&GeneratorConfig::Gpt(shared.clone()));
-    let request = Request::new(vec![image(&Condition::None, 0, None)], Sampling::default());
+    let request = Request::new(vec![image(&Condition::none(), 0, None)], Sampling::default());
     assert!(model.start(&request).err().unwrap().to_string().contains("has no vector for a missing condition"));
     let refused = |config: GptConfig| config.init(&Device::flex()).unwrap_err().to_string();
     assert!(refused(GptConfig { condition_dropout: 0.1, ..shared.clone() }).contains("null vector"));
     let many = ConditionConfig::Class { classes: CODES + 1 };
-    assert!(refused(GptConfig { condition: many, ..shared.clone() }).contains("25 ids, the table 24 rows"));
+    assert!(refused(GptConfig { condition: many.into(), ..shared.clone() }).contains("25 ids, the table 24 rows"));
     for start_token in [CODES, usize::MAX] {
         assert!(refused(GptConfig { start_token, ..shared.clone() }).contains("is not in 0..24"));
     }
@@ -325,7 +324,9 @@ fn pkeep_replaces_so_many_of_the_tokens_that_are_fed() {
         let GeneratorConfig::Gpt(config) = gpt(ConditionConfig::None, false) else { unreachable!() };
         let config = GptConfig { pkeep, dropout: 0.0, attention_dropout: 0.0, ..config };
         let model = model(&GeneratorConfig::Gpt(config));
-        let loss = model.loss(codes(4), &vec![Condition::None; 4], &mut Rng::new(1).stream(0, 0)).unwrap();
+        let loss = model
+            .loss(codes(4), &vec![Condition::none(); 4], &mut Draw::new(&mut Rng::new(1).stream(0, 0), 0))
+            .unwrap();
         loss.loss.into_scalar::<f32>()
     };
     assert_ne!(loss(0.5), loss(1.0));
@@ -360,7 +361,7 @@ fn known_tokens_are_kept_and_matter() {
 
 #[test]
 fn guidance_is_off_at_one_and_moves_away_from_the_unconditional_above() {
-    for (config, condition) in all().into_iter().filter(|(_, condition)| *condition != Condition::None) {
+    for (config, condition) in all().into_iter().filter(|(_, condition)| *condition != Condition::none()) {
         let model = model(&config);
         let with = |guidance, guidance_schedule| {
             let sampling = Sampling { guidance, guidance_schedule, ..Default::default() };
@@ -373,7 +374,7 @@ fn guidance_is_off_at_one_and_moves_away_from_the_unconditional_above() {
         assert_ne!(with(6.0, GuidanceSchedule::Linear), with(6.0, GuidanceSchedule::Constant), "{config:?}");
         // Guidance 0 is the unconditional model.
         let sampling = Sampling::default();
-        let images = (0..6).map(|seed| image(&Condition::None, seed, None)).collect();
+        let images = (0..6).map(|seed| image(&Condition::none(), seed, None)).collect();
         let unconditional = generate(&model, images, &sampling);
         assert_eq!(with(0.0, GuidanceSchedule::Constant), unconditional, "{config:?}");
     }
@@ -384,7 +385,7 @@ fn losses_have_gradients_and_validation_does_not_depend_on_batches() {
     for (config, condition) in all() {
         let model = model(&config).train();
         let conditions = vec![condition; 4];
-        let loss = model.loss(codes(4), &conditions, &mut Rng::new(1).stream(0, 0)).unwrap();
+        let loss = model.loss(codes(4), &conditions, &mut Draw::new(&mut Rng::new(1).stream(0, 0), 0)).unwrap();
         assert!(loss.loss.clone().into_scalar::<f32>().is_finite());
         let _ = loss.loss.backward();
 
@@ -409,22 +410,22 @@ fn requests_that_do_not_fit_are_refused() {
             let error = model.start(&request).err().unwrap().to_string();
             assert!(error.contains(text), "{error}");
         };
-        refused(Condition::Class(5), None, Sampling::default(), "class 5 is not in 0..5");
-        refused(Condition::Text(vec![1]), None, Sampling::default(), "takes a class");
+        refused(Condition::class(5), None, Sampling::default(), "class 5 is not in 0..5");
+        refused(Condition::text(vec![1]), None, Sampling::default(), "takes a class");
         let short = Known { tokens: vec![0u32].into(), keep: vec![true] };
-        refused(Condition::None, Some(short), Sampling::default(), "12 places");
+        refused(Condition::none(), Some(short), Sampling::default(), "12 places");
         let wild = Known { tokens: vec![99u32; LENGTH].into(), keep: vec![true; LENGTH] };
-        refused(Condition::None, Some(wild), Sampling::default(), "99 is not in 0..24");
-        refused(Condition::None, None, Sampling { top_k: Some(0), ..Default::default() }, "top_k");
-        refused(Condition::None, None, Sampling { top_p: Some(1.5), ..Default::default() }, "top_p");
-        refused(Condition::None, None, Sampling { temperature: f32::NAN, ..Default::default() }, "temperature");
+        refused(Condition::none(), Some(wild), Sampling::default(), "99 is not in 0..24");
+        refused(Condition::none(), None, Sampling { top_k: Some(0), ..Default::default() }, "top_k");
+        refused(Condition::none(), None, Sampling { top_p: Some(1.5), ..Default::default() }, "top_p");
+        refused(Condition::none(), None, Sampling { temperature: f32::NAN, ..Default::default() }, "temperature");
         let empty = Request::new(Vec::new(), Sampling::default());
         assert!(model.start(&empty).err().unwrap().to_string().contains("no images"));
-        assert!(model.loss(codes(2), &[Condition::None], &mut Rng::new(0).stream(0, 0)).is_err());
+        assert!(model.loss(codes(2), &[Condition::none()], &mut Draw::new(&mut Rng::new(0).stream(0, 0), 0)).is_err());
     }
     let free = model(&gpt(ConditionConfig::None, false));
     let sampling = Sampling { guidance: 2.0, ..Default::default() };
-    let request = Request::new(vec![image(&Condition::None, 0, None)], sampling);
+    let request = Request::new(vec![image(&Condition::none(), 0, None)], sampling);
     assert!(free.start(&request).err().unwrap().to_string().contains("guidance"));
 }
 
@@ -445,7 +446,7 @@ fn configs_are_strict_and_checked() {
     let GeneratorConfig::Var(config) = var(ConditionConfig::None, false) else { unreachable!() };
     let config = VarConfig { tokens: tokens(), ..config };
     assert!(config.init(&Device::flex()).unwrap_err().to_string().contains("must be a pyramid"));
-    let text = var(ConditionConfig::Text { vocabulary: 9, length: 2 }, false);
+    let text = var(ConditionConfig::text(9, 2), false);
     assert!(text.init(&Device::flex()).unwrap_err().to_string().contains("caption"));
 }
 
@@ -456,24 +457,22 @@ fn smooth_sampling_mixes_codes_and_keeps_known_ones() {
     let var = model_of(&var(class.clone(), false));
     let latents = |images: Vec<ImageRequest>, smooth: bool| {
         let mut generation = var.start(&Request::new(images, Sampling { smooth, ..Default::default() })).unwrap();
-        while generation.done() < generation.steps() {
-            generation.next();
-        }
+        generation.finish().unwrap();
         generation.codes()
     };
-    let request = |seed| image(&Condition::Class(2), seed, None);
+    let request = |seed| image(&Condition::class(2), seed, None);
     let vectors = |codes: Codes| match codes {
         Codes::Continuous(vectors) => vectors.into_data().iter::<f32>().collect::<Vec<_>>(),
-        Codes::Discrete(_) => panic!("smooth sampling gives latents"),
+        _ => panic!("smooth sampling gives latents"),
     };
     let together = vectors(latents(vec![request(0), request(1)], true));
     let alone = vectors(latents(vec![request(1)], true));
     let difference = together[9 * 4..].iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(together.len() == 2 * 9 * 4 && difference < 1e-4, "an image does not depend on its batch: {difference}");
     let all = Known { tokens: (0..LENGTH as u32).collect::<Vec<_>>().into(), keep: vec![true; LENGTH] };
-    let known = vectors(latents(vec![image(&Condition::Class(2), 0, Some(all.clone()))], true));
+    let known = vectors(latents(vec![image(&Condition::class(2), 0, Some(all.clone()))], true));
     let GeneratorModel::Var(inner) = &var else { unreachable!() };
-    let codes = latents(vec![image(&Condition::Class(2), 0, Some(all))], false).discrete().unwrap();
+    let codes = latents(vec![image(&Condition::class(2), 0, Some(all))], false).discrete().unwrap();
     let sum = inner.quantize.sums(codes).pop().unwrap().reshape([4, 9]).transpose();
     let decoded: Vec<f32> = sum.into_data().iter::<f32>().collect();
     assert!(known.iter().zip(&decoded).all(|(a, b)| (a - b).abs() < 1e-5));
@@ -494,11 +493,11 @@ fn the_codes_so_far_decode_to_about_the_levels_so_far() {
     let id = model.quantize.table.embedding.weight.id;
     model.quantize.table.embedding.weight = model.quantize.table.embedding.weight.transform_for_load(vectors, id);
     model.quantize.phi.iter_mut().for_each(|conv| *conv = conv.clone().without_bias());
-    let request = Request::new(vec![image(&Condition::None, 3, None)], Sampling::default());
+    let request = Request::new(vec![image(&Condition::none(), 3, None)], Sampling::default());
     let draws = smalti_models::sampling::Seeded::new([3]);
     let mut generation = model.start_with(&request, Box::new(draws)).unwrap();
     for _ in 0..generation.steps() {
-        generation.next();
+        generation.step().unwrap();
         let sums = model.quantize.sums(generation.codes().discrete().unwrap());
         let difference = sums.last().unwrap().clone() - generation.latents().unwrap().clone();
         assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
@@ -509,28 +508,35 @@ fn the_codes_so_far_decode_to_about_the_levels_so_far() {
 fn a_generator_adopts_the_quantizer_of_its_tokenizer_only() {
     let device = Device::flex();
     let config = var(ConditionConfig::None, false);
-    let quantizer = |levels: Vec<(usize, usize)>, convolutions| {
+    let tokenizer = |quantizer: QuantizerConfig| {
+        let text = r#"{ "image_size": 6, "ch": 4, "ch_mult": [1, 1], "num_res_blocks": 1, "norm_groups": 2, "z_channels": 4,
+            "embed_dim": 4, "quantizer": { "kind": "vq", "codes": 2, "channels": 4 } }"#;
+        let config = VqganConfig { quantizer, ..serde_json::from_str(text).unwrap() };
+        config.init(&device.clone().autodiff()).unwrap()
+    };
+    let multi_scale = |levels: Vec<(usize, usize)>, convolutions| {
         let table = VqConfig { kmeans_init: Some(2), ..VqConfig::new(CODES, 4) };
         let refinement = Refinement { weight: 0.5, convolutions };
-        QuantizerConfig::MultiScale(MultiScaleConfig { levels, table, refinement })
-            .init(&device.clone().autodiff())
-            .unwrap()
+        tokenizer(QuantizerConfig::MultiScale(MultiScaleConfig { levels, table, refinement }))
     };
     let levels = vec![(1, 1), (1, 1), (1, 1), (3, 3)];
-    let fitting = quantizer(levels.clone(), 2);
-    let GeneratorModel::Var(adopted) = model(&config).adopt(Some(&fitting)).unwrap() else { unreachable!() };
-    let QuantizerModel::MultiScale(fitting) = fitting else { unreachable!() };
+    let fitting = multi_scale(levels.clone(), 2);
+    let mut adopting = model(&config);
+    adopting.adopt(&fitting).unwrap();
+    let GeneratorModel::Var(adopted) = adopting else { unreachable!() };
+    let QuantizerModel::MultiScale(fitting) = fitting.quantize else { unreachable!() };
     let values = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
     assert_eq!(values(adopted.quantize.vectors()), values(fitting.vectors()));
     // Training leaves it alone.
     let trained = adopted.train();
-    let loss = trained.loss(codes(2), &[Condition::None, Condition::None], &mut Rng::new(1).stream(0, 0)).unwrap();
+    let given = [Condition::none(), Condition::none()];
+    let loss = trained.loss(codes(2), &given, &mut Draw::new(&mut Rng::new(1).stream(0, 0), 0)).unwrap();
     assert!(trained.quantize.phi[0].weight.grad(&loss.loss.backward()).is_none());
-    for other in [quantizer(levels, 3), quantizer(vec![(1, 1), (3, 3)], 2)] {
-        assert!(model(&config).adopt(Some(&other)).unwrap_err().to_string().contains("multi-scale quantizers"));
+    for other in [multi_scale(levels, 3), multi_scale(vec![(1, 1), (3, 3)], 2)] {
+        assert!(model(&config).adopt(&other).unwrap_err().to_string().contains("multi-scale quantizers"));
     }
-    let vq = QuantizerConfig::Vq(VqConfig::new(CODES, 4)).init(&device).unwrap();
-    assert!(model(&config).adopt(Some(&vq)).unwrap_err().to_string().contains("multi_scale"));
+    let vq = tokenizer(QuantizerConfig::Vq(VqConfig::new(CODES, 4)));
+    assert!(model(&config).adopt(&vq).unwrap_err().to_string().contains("multi_scale"));
 }
 
 #[test]

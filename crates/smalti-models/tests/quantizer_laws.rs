@@ -116,10 +116,10 @@ fn training_gives_what_decoding_the_codes_gives() {
         let z = normal(SHAPE, 1, &device);
         // Without noise the most likely code is drawn.
         let noise_bchw = Some(Tensor::zeros([2, 11, 3, 5], &Device::flex()));
-        let trained = quantizer.train_forward_with(z.clone(), Pass { step: 0, noise_bchw });
+        let trained = quantizer.train_forward(z.clone(), &Pass { noise_bchw, ..Pass::default() });
         let codes = quantizer.encode(z);
         assert_eq!(ints(trained.codes), ints(codes.clone()), "{config:?}");
-        assert!(ints(codes.clone()).iter().all(|code| (0..quantizer.vocabulary() as i64).contains(code)));
+        assert!(ints(codes.clone()).iter().all(|code| (0..quantizer.vocabulary().most() as i64).contains(code)));
         assert_eq!(codes.dims(), [2, config.layout(3, 5).unwrap().length()]);
         let decoded = quantizer.decode(codes, 3, 5);
         assert_eq!(decoded.dims(), SHAPE);
@@ -131,7 +131,7 @@ fn training_gives_what_decoding_the_codes_gives() {
 fn codes_survive_decoding_and_encoding() {
     let device = Device::flex();
     for config in arms() {
-        let codes = Tensor::<1, Int>::arange(0..config.vocabulary() as i64, &device);
+        let codes = Tensor::<1, Int>::arange(0..config.vocabulary().most() as i64, &device);
         match &config {
             // Layers lead away from the codes and are not each other's inverse.
             QuantizerConfig::Vq(vq) if vq.projected.is_some() => {}
@@ -171,7 +171,7 @@ fn codes_without_a_number_become_other_tokens() {
         let remap = vq.remap.as_mut().unwrap();
         let id = remap.used.id;
         remap.used = Param::initialized(id, Tensor::from_data([7, 0, 9], &device));
-        assert_eq!(vq.vocabulary(), vocabulary);
+        assert_eq!(vq.vocabulary().single(), Some(vocabulary));
         let tokens = vq.encode(z.clone());
         let found = ints(tokens.clone());
         assert_eq!([found[7], found[0], found[9]], [0, 1, 2], "{unknown:?}");
@@ -186,7 +186,7 @@ fn codes_without_a_number_become_other_tokens() {
         let expected = found.iter().map(|token| [7i64, 0, 9, 7][*token as usize]).collect::<Vec<_>>();
         let expected = whole.decode(Tensor::<1, Int>::from_data(&expected[..], &device).reshape([1, 11]), 1, 11);
         assert_eq!(floats(vq.decode(tokens, 1, 11)), floats(expected));
-        assert_eq!(ints(vq.train_forward(z.clone()).codes), found);
+        assert_eq!(ints(vq.train_forward(z.clone(), &Pass::default()).codes), found);
     }
     for (kept, unknown, part) in [
         (0, Unknown::Extra, "kept is 0"),
@@ -203,24 +203,24 @@ fn drawn_codes_follow_noise_and_temperature() {
     let device = Device::flex().autodiff();
     let z = normal(SHAPE, 1, &device);
     let noise = || Some(normal([2, 11, 3, 5], 9, &Device::flex()));
-    let pass = |step| Pass { step, noise_bchw: noise() };
+    let pass = |step| Pass { noise_bchw: noise(), ..Pass::at(step) };
     let temperature = Temperature::Cosine { start: None, max: 1.0, min: 0.01, warmup: 0, steps: 10 };
     let config = GumbelConfig { temperature, ..GumbelConfig::new(11, 4) };
     let hard = config.init(&device).unwrap();
-    let out = hard.train_forward_with(z.clone(), pass(0));
+    let out = hard.train_forward(z.clone(), &pass(0));
     assert_ne!(ints(out.codes.clone()), ints(hard.encode(z.clone())), "noise changes codes");
-    close("drawn", &floats(out.latents_bchw), &floats(hard.decode(out.codes.clone(), 3, 5)), 0.0);
-    assert!(out.loss.is_some_and(|loss| floats(loss)[0] > 0.0), "probabilities are not even");
+    close("drawn", &floats(out.latents_bchw.clone()), &floats(hard.decode(out.codes.clone(), 3, 5)), 0.0);
+    assert!(out.loss().is_some_and(|loss| floats(loss)[0] > 0.0), "probabilities are not even");
     // A mixture comes to what is drawn as the temperature falls.
     let soft = Gumbel { config: GumbelConfig { straight_through: false, ..config }, ..hard.clone() };
     let distance = |step| {
-        let mixed = soft.train_forward_with(z.clone(), pass(step));
+        let mixed = soft.train_forward(z.clone(), &pass(step));
         assert_eq!(ints(mixed.codes), ints(out.codes.clone()));
         floats((mixed.latents_bchw - hard.decode(out.codes.clone(), 3, 5)).square().mean())[0]
     };
     assert!(distance(10) < 0.1 * distance(0), "{} at the end, {} at first", distance(10), distance(0));
     // Without given noise the device draws, each time anew.
-    let drawn = || ints(hard.train_forward(z.clone()).codes);
+    let drawn = || ints(hard.train_forward(z.clone(), &Pass::default()).codes);
     assert_ne!(drawn(), drawn());
 }
 
@@ -274,17 +274,17 @@ fn convolutions_and_table_learn_from_the_loss_alone() {
         let mut quantizer = config.init(&device).unwrap();
         quantizer.table = spread(&config.table, &device);
         let z = normal(SHAPE, 1, &device).require_grad();
-        let out = quantizer.train_forward(z.clone());
+        let out = quantizer.train_forward(z.clone(), &Pass::default());
         let upstream = normal(SHAPE, 2, &device);
-        let through = (out.latents_bchw * upstream.clone()).sum().backward();
+        let through = (out.latents_bchw.clone() * upstream.clone()).sum().backward();
         close("straight through", &floats(z.grad(&through).unwrap()), &floats(upstream), 1e-6);
-        let gradients = out.loss.unwrap().backward();
+        let gradients = out.loss().unwrap().backward();
         let learns = |g: Option<Tensor<4>>| g.is_some_and(|g| floats(g).iter().any(|x| *x != 0.0));
         assert!(learns(quantizer.phi[0].weight.grad(&gradients)));
         let by_gradient = matches!(codebook, Learning::Gradient { .. });
         assert_eq!(quantizer.table.embedding.weight.grad(&gradients).is_some(), by_gradient);
         // Moving averages see the rest at every level.
-        assert_eq!(out.stats.latents_nc.unwrap().dims(), [2 * 22, 4]);
+        assert_eq!(out.stats.parts[0].latents_nc.dims(), [2 * 22, 4]);
     }
 }
 
@@ -295,7 +295,7 @@ fn the_straight_through_gradient_is_the_identity() {
         let vq = spread(&VqConfig { metric, ..VqConfig::new(11, 4) }, &device);
         let z = normal(SHAPE, 1, &device).require_grad();
         let upstream = normal(SHAPE, 2, &device);
-        let grads = (vq.train_forward(z.clone()).latents_bchw * upstream.clone()).sum().backward();
+        let grads = (vq.train_forward(z.clone(), &Pass::default()).latents_bchw * upstream.clone()).sum().backward();
         close("gradient", &floats(z.grad(&grads).unwrap()), &floats(upstream), 1e-6);
         assert!(vq.embedding.weight.grad(&grads).is_none_or(|g| floats(g).iter().all(|x| *x == 0.0)));
     }
@@ -307,7 +307,7 @@ fn the_rotation_gradient_follows_its_formula() {
     let vq = spread(&VqConfig { gradient: Estimator::Rotation, ..VqConfig::new(11, 4) }, &device);
     let z = normal([6, 4, 1, 1], 1, &device).require_grad();
     let upstream = normal([6, 4, 1, 1], 2, &device);
-    let out = vq.train_forward(z.clone());
+    let out = vq.train_forward(z.clone(), &Pass::default());
     let grads = (out.latents_bchw.clone() * upstream.clone()).sum().backward();
     let (found, z, q, g) = (floats(z.grad(&grads).unwrap()), floats(z), floats(out.latents_bchw), floats(upstream));
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
@@ -332,9 +332,9 @@ fn every_arm_passes_a_finite_gradient() {
         let quantizer = config.init(&device).unwrap();
         // Zero latents are where norms have no derivative.
         let z = (normal(SHAPE, 1, &device) * normal([2, 1, 3, 5], 3, &device).greater_elem(0.0).float()).require_grad();
-        let out = quantizer.train_forward(z.clone());
-        let mut sum = out.latents_bchw.square().sum();
-        if let Some(loss) = out.loss {
+        let out = quantizer.train_forward(z.clone(), &Pass::default());
+        let mut sum = out.latents_bchw.clone().square().sum();
+        if let Some(loss) = out.loss() {
             sum = sum + loss;
         }
         let gradient = floats(z.grad(&sum.backward()).unwrap());
@@ -348,9 +348,9 @@ fn losses_weight_the_two_terms() {
     let z = normal(SHAPE, 1, &device);
     let loss = |codebook| {
         let vq = spread(&VqConfig { codebook, ..VqConfig::new(11, 4) }, &device);
-        let out = vq.train_forward(z.clone());
-        let error = floats((out.latents_bchw - z.clone()).square().mean())[0];
-        floats(out.loss.unwrap())[0] / error
+        let out = vq.train_forward(z.clone(), &Pass::default());
+        let error = floats((out.latents_bchw.clone() - z.clone()).square().mean())[0];
+        floats(out.loss().unwrap())[0] / error
     };
     for (codebook, expected) in [
         (Learning::Gradient { legacy: false }, 1.25),
@@ -363,7 +363,7 @@ fn losses_weight_the_two_terms() {
 
 fn stats(rows: &[[f32; 2]], codes: &[i64], device: &Device) -> Stats {
     let latents = TensorData::new(rows.concat(), [rows.len(), 2]);
-    Stats { latents_nc: Some(Tensor::from_data(latents, device)), codes_n: Some(Tensor::from_data(codes, device)) }
+    Stats::one(Tensor::from_data(latents, device), Tensor::from_data(codes, device))
 }
 
 #[test]
@@ -371,10 +371,10 @@ fn averages_follow_the_published_update() {
     let device = Device::flex();
     let mut config = VqConfig::new(3, 2);
     config.codebook = ema(EmaDialect::Counting);
-    let vq = spread(&config, &device);
+    let mut vq = spread(&config, &device);
     let first = floats(vq.embedding.weight.val());
     let batch = stats(&[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &[0, 0, 2], &device);
-    let (vq, report) = vq.update(&batch, 0, &mut Rng::new(1).stream(0, 0));
+    let report = vq.update(&batch, 0, &mut Rng::new(1).stream(0, 0));
     assert!(!report.started && report.revived.is_none());
     let counts = [0.9 + 0.2, 0.9, 0.9 + 0.1];
     let sums: Vec<f32> = first.iter().zip([4.0, 6.0, 0.0, 0.0, 5.0, 6.0]).map(|(e, s)| 0.9 * e + 0.1 * s).collect();
@@ -399,9 +399,9 @@ fn revival_replaces_dead_codes_and_restarts_their_averages() {
             let batch = stats(&rows, &[0, 0, 0, 1, 1, 1, 3, 3], &device);
             let mut revived = None;
             for step in 0..60 {
-                let (next, report) = vq.update(&batch, step, &mut Rng::new(1).stream(0, step));
+                let report = vq.update(&batch, step, &mut Rng::new(1).stream(0, step));
                 assert_eq!(report.revived.is_some(), step == 59);
-                (vq, revived) = (next, report.revived);
+                revived = report.revived;
             }
             assert_eq!(ints(revived.unwrap()), [0, 0, 1, 0], "{codebook:?} {unit:?}");
             let code = floats(vq.embedding.weight.val())[4..6].to_vec();
@@ -412,7 +412,8 @@ fn revival_replaces_dead_codes_and_restarts_their_averages() {
                 let sums = floats(sums.val());
                 close("sum = code * count", &sums[4..6], &[code[0] * counts[2], code[1] * counts[2]], 1e-5);
                 // The next batch without that code moves it nowhere: count and sum belong together.
-                let (next, _) = vq.update(&batch, 60, &mut Rng::new(1).stream(0, 60));
+                let mut next = vq.clone();
+                next.update(&batch, 60, &mut Rng::new(1).stream(0, 60));
                 close("stays", &floats(next.embedding.weight.val())[4..6], &code, 1e-3);
             }
         }
@@ -428,22 +429,22 @@ fn the_k_means_start_takes_codes_from_the_data() {
     for codebook in [Learning::Gradient { legacy: false }, ema(EmaDialect::Counting), ema(EmaDialect::Sonnet)] {
         let mut config = VqConfig::new(4, 2);
         (config.codebook, config.kmeans_init) = (codebook, Some(5));
-        let vq = config.init(&device).unwrap();
+        let mut vq = config.init(&device).unwrap();
         let batch = stats(&rows, &[0; 40], &device);
-        let latents = batch.latents_nc.clone().unwrap();
+        let latents = batch.parts[0].latents_nc.clone();
         let started = vq.clone().start_from(&latents, &[0, 1, 2, 3]);
         let expected: Vec<f32> = centres.iter().flat_map(|c| [c[0] + 0.045, c[1]]).collect();
         close("centres", &floats(started.embedding.weight.val()), &expected, 1e-4);
 
-        let (vq, report) = vq.update(&batch, 0, &mut Rng::new(3).stream(0, 0));
+        let report = vq.update(&batch, 0, &mut Rng::new(3).stream(0, 0));
         assert!(report.started);
-        let (_, report) = vq.update(&batch, 1, &mut Rng::new(3).stream(0, 1));
+        let report = vq.update(&batch, 1, &mut Rng::new(3).stream(0, 1));
         assert!(!report.started, "only once");
     }
     let mut config = VqConfig::new(4, 2);
     config.kmeans_init = Some(0);
-    let (vq, _) =
-        config.init(&device).unwrap().update(&stats(&rows, &[0; 40], &device), 0, &mut Rng::new(3).stream(0, 0));
+    let mut vq = config.init(&device).unwrap();
+    vq.update(&stats(&rows, &[0; 40], &device), 0, &mut Rng::new(3).stream(0, 0));
     let codes = floats(vq.embedding.weight.val());
     assert!(codes.chunks(2).all(|code| rows.iter().any(|row| row.as_slice() == code)), "{codes:?}");
 }
@@ -453,13 +454,13 @@ fn an_update_keeps_the_codebook_trainable() {
     let device = Device::flex().autodiff();
     let mut config = VqConfig::new(11, 4);
     config.kmeans_init = Some(2);
-    let vq = spread(&config, &device);
+    let mut vq = spread(&config, &device);
     let id = vq.embedding.weight.id;
     let z = normal(SHAPE, 1, &device);
-    let out = vq.train_forward(z.clone());
-    let (vq, _) = vq.update(&out.stats, 0, &mut Rng::new(1).stream(0, 0));
+    let out = vq.train_forward(z.clone(), &Pass::default());
+    vq.update(&out.stats, 0, &mut Rng::new(1).stream(0, 0));
     assert_eq!(vq.embedding.weight.id, id);
-    let grads = vq.train_forward(z).loss.unwrap().backward();
+    let grads = vq.train_forward(z, &Pass::default()).loss().unwrap().backward();
     let gradient = floats(vq.embedding.weight.grad(&grads).unwrap());
     assert!(gradient.iter().any(|x| *x != 0.0));
     assert!(!vq.valid().embedding.weight.val().is_autodiff());

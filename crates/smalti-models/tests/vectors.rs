@@ -4,12 +4,12 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec, Tokens};
-use smalti_models::generators::GeneratorModel;
+use smalti_models::generators::{Draw, GeneratorModel};
 use smalti_models::losses::TokenizerLossConfig;
 use smalti_models::quantizers::Pass;
 use smalti_models::sampling::GuidanceSchedule;
-use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
-use smalti_models::{Codes, Condition, Generator, GeneratorConfig, ImageRequest, Known, Request, Sampling};
+use smalti_models::tokenizers::{Posterior, Tokenizer, TokenizerConfig, TokenizerModel};
+use smalti_models::{Codes, Condition, GeneratorConfig, ImageRequest, Known, Request, Sampling};
 use smalti_nn::dense::{Pack, WeightPrecision};
 
 const LENGTH: usize = 6;
@@ -31,7 +31,7 @@ fn close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
 }
 
 fn with_noise(noise_bchw: Tensor<4>) -> Pass {
-    Pass { step: 0, noise_bchw: Some(noise_bchw) }
+    Pass { noise_bchw: Some(noise_bchw), ..Pass::default() }
 }
 
 fn tokenizer(text: &str) -> TokenizerModel {
@@ -47,8 +47,8 @@ fn patches_are_cut_and_joined_exactly() {
     let model = tokenizer(r#"{ "kind": "patches", "image_size": 8, "patch_size": 4 }"#);
     assert_eq!(model.spec(), &TokenSpec::continuous(Layout::Grid { h: 2, w: 2 }, 48, (8, 8)));
     let images = noise([3, 3, 8, 8], 1);
-    let codes = model.encode(images.clone());
-    assert_eq!(host(model.decode(&codes)), host(images.clone()));
+    let codes = model.encode(images.clone()).unwrap();
+    assert_eq!(host(model.decode(&codes).unwrap()), host(images.clone()));
     // Inside a token: channel, row, column.
     let tokens = codes.continuous().unwrap();
     let corner =
@@ -67,7 +67,7 @@ fn latents_become_tokens_and_latents_again() {
     let model = tokenizer(KL);
     assert_eq!(model.spec(), &TokenSpec::continuous(Layout::Grid { h: 4, w: 4 }, 8, (16, 16)));
     let images = noise([2, 3, 16, 16], 2);
-    let codes = model.encode(images.clone());
+    let codes = model.encode(images.clone()).unwrap();
     let TokenizerModel::Kl(kl) = &model else { panic!("a KL autoencoder") };
     let moments = kl.moments(images.clone());
     let mean = moments.clone().narrow(1, 0, 2);
@@ -81,11 +81,19 @@ fn latents_become_tokens_and_latents_again() {
     let known = model.token_moments(images.clone()).unwrap();
     assert_eq!(host(known.means_bnc), host(tokens));
     // Most likely tokens are drawn with noise 0, and an image's tokens with noise 1 are a deviation away.
-    let one = model.bottleneck(moments.clone(), with_noise(Tensor::ones([2, 2, 8, 8], &Device::flex()))).latents_bchw;
-    let zero = model.bottleneck(moments, with_noise(Tensor::zeros([2, 2, 8, 8], &Device::flex()))).latents_bchw;
+    let posterior = Posterior::new(moments);
+    let one = posterior.sample(Tensor::ones([2, 2, 8, 8], &Device::flex()));
+    let zero = posterior.sample(Tensor::zeros([2, 2, 8, 8], &Device::flex()));
+    let pass = kl.train_forward(images.clone(), &with_noise(Tensor::zeros([2, 2, 8, 8], &Device::flex())));
+    assert!(close(&host(pass.features), &host(kl.features(zero.clone())), 1e-6));
     let away = kl.tokens(one) - kl.tokens(zero);
     assert!(close(&host(away), &host(known.deviations_bnc.unwrap()), 1e-5));
-    assert_eq!(model.decode(&codes).dims(), [2, 3, 16, 16]);
+    assert_eq!(model.decode(&codes).unwrap().dims(), [2, 3, 16, 16]);
+    // Codes mean nothing to a tokenizer of vectors, and are never taken for some.
+    let ids = Codes::Discrete(Tensor::zeros([2, 16], &Device::flex()));
+    assert!(model.decode(&ids).unwrap_err().to_string().contains("codes were given"));
+    let few = Codes::Continuous(Tensor::zeros([2, 15, 8], &Device::flex()));
+    assert!(model.decode(&few).unwrap_err().to_string().contains("15 places"));
     assert_eq!(codes.to_host().unwrap()[0].misfit(model.spec()), None);
 }
 
@@ -114,7 +122,7 @@ fn losses_of_tokenizers_of_vectors() {
     let kl = serde_json::from_str::<TokenizerConfig>(KL).unwrap().init(&device).unwrap();
     let images = noise([2, 3, 16, 16], 3);
     let loss = config.init(kl.spec(), &Device::flex()).unwrap();
-    let step = loss.step_with(&kl, None, images.clone(), 0, Some(noise([2, 2, 8, 8], 4)));
+    let step = loss.step(&kl, None, images.clone(), &with_noise(noise([2, 2, 8, 8], 4)));
     let term = |name: &str| step.terms.iter().find(|(n, _)| *n == name).unwrap().1.clone().into_scalar::<f32>();
     assert!((term("loss") - term("l1") - 0.5 * term("kl")).abs() < 1e-4);
     assert!(step.codes.is_none() && step.stats.is_none());
@@ -122,7 +130,7 @@ fn losses_of_tokenizers_of_vectors() {
     assert!(step.gradients.get::<4>(kl.encoder.conv_in.weight.id).is_some());
     // Nothing to train, nothing lost.
     let patches = tokenizer(r#"{ "kind": "patches", "image_size": 16, "patch_size": 4 }"#);
-    let step = loss.step(&patches, None, images, 0);
+    let step = loss.step(&patches, None, images, &Pass::at(0));
     assert!(step.gradients.is_empty());
     assert_eq!(step.terms[0].1.clone().into_scalar::<f32>(), 0.0);
 }
@@ -148,11 +156,11 @@ fn all() -> Vec<(GeneratorConfig, Condition)> {
     let (none, class) = (r#"{ "kind": "none" }"#, r#"{ "kind": "class", "classes": 5 }"#);
     let random = r#""order": "random","#;
     vec![
-        (generator("mar", none, ""), Condition::None),
-        (generator("mar", class, ""), Condition::Class(3)),
-        (generator("causal_mar", none, ""), Condition::None),
-        (generator("causal_mar", class, ""), Condition::Class(3)),
-        (generator("causal_mar", class, random), Condition::Class(3)),
+        (generator("mar", none, ""), Condition::none()),
+        (generator("mar", class, ""), Condition::class(3)),
+        (generator("causal_mar", none, ""), Condition::none()),
+        (generator("causal_mar", class, ""), Condition::class(3)),
+        (generator("causal_mar", class, random), Condition::class(3)),
     ]
 }
 
@@ -175,14 +183,14 @@ fn model(config: &GeneratorConfig) -> GeneratorModel {
 }
 
 fn image(condition: &Condition, seed: u64, known: Option<Known>) -> ImageRequest {
-    ImageRequest { condition: condition.clone(), seed, known }
+    ImageRequest { known, ..ImageRequest::new(condition.clone(), seed) }
 }
 
 fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampling) -> Vec<Vec<f32>> {
     let mut generation = model.start(&Request::new(images, sampling.clone())).unwrap();
     for done in 0..generation.steps() {
         assert_eq!(generation.done(), done);
-        generation.next();
+        generation.step().unwrap();
     }
     let rows = |codes: Codes| {
         let row = |tokens| match tokens {
@@ -192,7 +200,7 @@ fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampli
         codes.to_host().unwrap().into_iter().map(row).collect::<Vec<Vec<f32>>>()
     };
     let end = rows(generation.codes());
-    generation.next();
+    generation.step().unwrap();
     assert_eq!((generation.done(), rows(generation.codes())), (generation.steps(), end.clone()));
     assert!(end.iter().flatten().all(|value| value.is_finite()));
     end
@@ -202,7 +210,7 @@ fn generate(model: &GeneratorModel, images: Vec<ImageRequest>, sampling: &Sampli
 fn an_image_depends_neither_on_its_batch_nor_on_packing() {
     for (config, condition) in all() {
         let model = model(&config);
-        let guidance = if condition == Condition::None { 1.0 } else { 2.0 };
+        let guidance = if condition == Condition::none() { 1.0 } else { 2.0 };
         let sampling = Sampling { guidance, temperature: 0.9, ..Default::default() };
         let batch: Vec<_> = (0..5).map(|seed| image(&condition, seed, None)).collect();
         let together = generate(&model, batch.clone(), &sampling);
@@ -252,7 +260,7 @@ fn known_tokens_are_kept_and_matter() {
 
 #[test]
 fn guidance_is_off_at_one_and_unconditional_at_zero() {
-    for (config, condition) in all().into_iter().filter(|(_, condition)| *condition != Condition::None) {
+    for (config, condition) in all().into_iter().filter(|(_, condition)| *condition != Condition::none()) {
         let model = model(&config);
         let with = |condition: &Condition, guidance, guidance_schedule| {
             let sampling = Sampling { guidance, guidance_schedule, ..Default::default() };
@@ -270,7 +278,7 @@ fn guidance_is_off_at_one_and_unconditional_at_zero() {
             let sampling = Sampling { guidance, ..Default::default() };
             generate(&model, (0..3).map(|seed| image(condition, seed, None)).collect(), &sampling).concat()
         };
-        let none = with(&Condition::None, 1.0);
+        let none = with(&Condition::none(), 1.0);
         assert!(close(&with(&condition, 0.0), &none, 1e-3), "{config:?}");
         assert!(!close(&with(&condition, 1.0), &none, 1e-2), "{config:?}");
     }
@@ -282,7 +290,7 @@ fn losses_have_gradients_and_validation_does_not_depend_on_batches() {
         let model = model(&config).train();
         let conditions = vec![condition; 4];
         let codes = Codes::Continuous(noise([4, LENGTH, CHANNELS], 7));
-        let loss = model.loss(codes.clone(), &conditions, &mut Rng::new(1).stream(0, 0)).unwrap();
+        let loss = model.loss(codes.clone(), &conditions, &mut Draw::new(&mut Rng::new(1).stream(0, 0), 0)).unwrap();
         assert!(loss.nats_per_token.is_none() && loss.loss.clone().into_scalar::<f32>().is_finite());
         let _ = loss.loss.backward();
         let plain = model.valid();
@@ -295,9 +303,9 @@ fn losses_have_gradients_and_validation_does_not_depend_on_batches() {
         assert!((whole - halves).abs() < 1e-3 * whole.abs(), "{config:?}: {whole} and {halves}");
         assert!(plain.predictions(codes, &conditions, 0).unwrap_err().to_string().contains("probabilities"));
         let wrong = Codes::Continuous(noise([4, LENGTH, 2], 7));
-        assert!(model.loss(wrong, &conditions, &mut Rng::new(1).stream(0, 0)).is_err());
+        assert!(model.loss(wrong, &conditions, &mut Draw::new(&mut Rng::new(1).stream(0, 0), 0)).is_err());
         let ids = Codes::Discrete(Tensor::from_data(TensorData::new(vec![0i32; 24], [4, LENGTH]), &Device::flex()));
-        assert!(model.loss(ids, &conditions, &mut Rng::new(1).stream(0, 0)).is_err());
+        assert!(model.loss(ids, &conditions, &mut Draw::new(&mut Rng::new(1).stream(0, 0), 0)).is_err());
     }
 }
 
@@ -307,7 +315,7 @@ fn requests_and_settings_that_do_not_fit_are_refused() {
     for kind in ["mar", "causal_mar"] {
         let model = model(&generator(kind, class, ""));
         let refused = |known: Option<Known>, sampling: Sampling, text: &str| {
-            let request = Request::new(vec![image(&Condition::Class(1), 0, known)], sampling);
+            let request = Request::new(vec![image(&Condition::class(1), 0, known)], sampling);
             let error = model.start(&request).err().unwrap().to_string();
             assert!(error.contains(text), "{error}");
         };
@@ -321,7 +329,7 @@ fn requests_and_settings_that_do_not_fit_are_refused() {
         refused(Some(short), Sampling::default(), "5 numbers");
         let text = r#"{ "kind": "text", "vocabulary": 9, "length": 4 }"#;
         let error = generator(kind, text, "").init(&Device::flex()).unwrap_err().to_string();
-        assert!(error.contains("captions"), "{error}");
+        assert!(error.contains("a caption"), "{error}");
         let json = serde_json::to_string(&generator(kind, class, "")).unwrap();
         let few = json.replace("\"steps\":100", "\"steps\":20");
         let error = serde_json::from_str::<GeneratorConfig>(&few).unwrap().init(&Device::flex()).unwrap_err();
@@ -333,7 +341,7 @@ fn requests_and_settings_that_do_not_fit_are_refused() {
     let mar = model(&generator("mar", class, ""));
     let request = |steps| {
         let sampling = Sampling { steps: Some(steps), ..Default::default() };
-        Request::new(vec![image(&Condition::None, 0, None)], sampling)
+        Request::new(vec![image(&Condition::none(), 0, None)], sampling)
     };
     assert!(mar.start(&request(LENGTH + 1)).err().unwrap().to_string().contains("7 steps"));
     assert_eq!(mar.start(&request(LENGTH)).unwrap().steps(), LENGTH);

@@ -1,5 +1,6 @@
 //! Training: the step, the optimiser, the schedule, run folders and exact resuming.
 
+pub mod conditions;
 pub mod ema;
 pub mod gradients;
 pub mod objective;

@@ -1,20 +1,17 @@
 //! Between images and tensors: the only places where pictures cross to the device and back.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use smalti_base::{Error, Planes, Result};
+use smalti_base::{Planes, Result};
 use smalti_data::{Image, ImageBatch};
+use smalti_models::host;
 
 /// Images `[n, planes, height, width]` as 8-bit images. One download.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the device returns something else.
+/// [`smalti_base::Error::Invalid`] if the device cannot be read or returns something else.
 pub fn download(images_bchw: Tensor<4>, planes: Planes) -> Result<Vec<Image>> {
     let [_, c, h, w] = images_bchw.dims();
-    let values: Vec<f32> = images_bchw
-        .into_data()
-        .convert::<f32>()
-        .try_into_vec()
-        .map_err(|error| Error::invalid("decoded images", format!("{error:?}")))?;
+    let values = host::floats(images_bchw)?;
     values.chunks_exact((c * h * w).max(1)).map(|image| Image::from_planes(planes, image, w, h)).collect()
 }
 

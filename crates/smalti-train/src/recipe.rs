@@ -3,13 +3,16 @@
 use crate::ema::EmaConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smalti_base::{Error, Result, config};
 use smalti_data::datasets::DataConfig;
-use smalti_models::generators::{ConditionConfig, GeneratorConfig};
+use smalti_models::generators::GeneratorConfig;
 use smalti_models::losses::tokenizer::TokenizerLossConfig;
 use smalti_models::sampling::Sampling;
 use smalti_models::tokenizers::TokenizerConfig;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// All of a training run.
@@ -75,10 +78,10 @@ pub struct GeneratorTask {
     pub model: GeneratorConfig,
     /// Bundle or run folder of the tokenizer that made the tokens; it becomes a part of the bundle.
     pub tokenizer: PathBuf,
-    /// Folder of token shards to learn from.
-    pub train: PathBuf,
-    /// Folder of token shards to measure on.
-    pub validation: PathBuf,
+    /// What to learn from: a folder of token shards, or images.
+    pub train: ExampleSource,
+    /// What to measure on.
+    pub validation: ExampleSource,
     /// How captions become token ids; only with a model whose condition is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextConfig>,
@@ -91,6 +94,48 @@ pub struct GeneratorTask {
     /// Sampling settings of the pictures shown in evaluations, which become the bundle's defaults.
     #[serde(default)]
     pub sampling: Sampling,
+}
+
+/// What a generator learns from: a folder of token shards, or a data section as for tokenizers. Images go through the tokenizer at
+/// each step, so that they can be cropped and flipped anew, and targets can be soft; that costs the encoder's time.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a recipe holds two of them")]
+pub enum ExampleSource {
+    /// The folder of token shards.
+    Tokens(PathBuf),
+    /// Images.
+    Images(DataConfig),
+}
+
+impl Serialize for ExampleSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Tokens(path) => path.serialize(serializer),
+            Self::Images(config) => config.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ExampleSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PathOrImages;
+        impl<'de> Visitor<'de> for PathOrImages {
+            type Value = ExampleSource;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a folder of token shards, or a table of images with path and transforms")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<ExampleSource, E> {
+                Ok(ExampleSource::Tokens(path.into()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ExampleSource, A::Error> {
+                DataConfig::deserialize(MapAccessDeserializer::new(map)).map(ExampleSource::Images)
+            }
+        }
+        deserializer.deserialize_any(PathOrImages)
+    }
 }
 
 /// Tokens of images, such as depth maps, that belong to the images to learn from: those with the same keys.
@@ -265,8 +310,15 @@ impl Recipe {
 impl GeneratorTask {
     /// Text, codes and captions are given if the model's condition needs them, and only then.
     fn check(&self, place: &str) -> Result<()> {
-        let reads_text = matches!(self.model.condition(), ConditionConfig::Text { .. });
-        let reads_codes = matches!(self.model.condition(), ConditionConfig::Codes { .. });
+        let reads_text = self.model.conditions().text().is_some();
+        let reads_codes = self.model.conditions().codes().is_some();
+        if self.model.soft_targets().is_some() && matches!(self.train, ExampleSource::Tokens(_)) {
+            return Err(Error::invalid_hint(
+                format!("{place}: task.train"),
+                "is a folder of token shards, but the model's soft targets need the tokenizer's probabilities",
+                "give the images as a table with path and transforms, or leave out the model's soft_targets",
+            ));
+        }
         for (key, given, condition, needed) in [
             ("text", self.text.is_some(), "text", reads_text),
             ("condition_tokens", self.condition_tokens.is_some(), "codes", reads_codes),

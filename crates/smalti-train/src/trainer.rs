@@ -2,7 +2,6 @@
 //! [`Objective`], how through the [`Recipe`].
 
 use crate::objective::{Evaluation, Objective, StepOutput};
-use crate::objectives::indices;
 use crate::optimizer::Pace;
 use crate::run_folder::{self, Metrics, RunFolder, State};
 use crate::tensorboard::EventWriter;
@@ -15,6 +14,7 @@ use serde_json::json;
 use smalti_base::{Error, Progress, Result, files};
 use smalti_data::image::encode_png;
 use smalti_models::checkpoint::weights::{Precision, load_module, save_module};
+use smalti_models::host;
 use smalti_models::quantizers::{Stats, usage::Usage};
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -393,7 +393,7 @@ impl Window {
             return Ok(None);
         }
         let mut usage = Usage::new(vocabulary);
-        usage.add(indices(Tensor::cat(self.codes.clone(), 0))?);
+        usage.add(host::ints(Tensor::cat(self.codes.clone(), 0))?);
         Ok(Some(usage))
     }
 }
@@ -405,17 +405,10 @@ fn add(sums: &mut Vec<(&'static str, Tensor<1>)>, name: &'static str, value: Ten
     }
 }
 
-/// Statistics of micro-batches, one after the other.
+/// Statistics of micro-batches together.
 fn merge(old: Option<Stats>, new: Option<Stats>) -> Option<Stats> {
     match (old, new) {
-        (Some(old), Some(new)) => {
-            let join = |a: Option<Tensor<2>>, b| a.zip(b).map(|(a, b)| Tensor::cat(vec![a, b], 0));
-            let join_codes = |a: Option<Tensor<1, Int>>, b| a.zip(b).map(|(a, b)| Tensor::cat(vec![a, b], 0));
-            Some(Stats {
-                latents_nc: join(old.latents_nc, new.latents_nc),
-                codes_n: join_codes(old.codes_n, new.codes_n),
-            })
-        }
+        (Some(old), Some(new)) => Some(old.merge(new)),
         (old, new) => new.or(old),
     }
 }

@@ -9,7 +9,7 @@ use smalti_base::{Error, Layout, Progress, Result, device, files};
 use smalti_data::Image;
 use smalti_data::image::{Limits, Mask, decode_mask, save_png};
 use smalti_data::transforms::{Filter, resize};
-use smalti_models::{ImageRequest, Known, Request, Tokenizer};
+use smalti_models::{ImageRequest, Known, Request};
 use smalti_train::pixels;
 use std::path::PathBuf;
 
@@ -35,6 +35,9 @@ pub struct EditArgs {
     /// An image such as a depth map, for models conditioned on one; it is stretched to the picture's size
     #[arg(long, value_name = "IMAGE")]
     pub condition: Option<PathBuf>,
+    /// What guidance is to lead away from, for models of captions
+    #[arg(long, value_name = "PROMPT")]
+    pub negative: Option<String>,
     /// The .png file to write
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
@@ -90,11 +93,12 @@ pub struct EditOutcome {
 pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     let out = Output::file(&args.out)?;
     let wish = Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref(), image: args.condition.as_deref() };
-    let typed = Typed { model: args.model.as_deref(), wish, sampling: &args.sampling, weights: &args.weights };
+    let (model, negative) = (args.model.as_deref(), args.negative.as_deref());
+    let typed = Typed { model, wish, negative, sampling: &args.sampling, weights: &args.weights };
     let generating = Generating::plan(typed, settings)?;
     let model = &generating.model;
     let layout = &model.tokens.layout;
-    if !matches!(layout, Layout::Grid { .. } | Layout::Pyramid { .. }) {
+    if !matches!(layout, Layout::Grid { .. } | Layout::Stack { .. } | Layout::Pyramid { .. }) {
         return Err(Error::unsupported(
             format!("editing with tokens in a {layout}"),
             "each token must stand for a place in the image: use a model whose tokens form grids",
@@ -135,18 +139,17 @@ pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     Output::File(plan.out.clone()).prepare()?;
     let generating = &plan.generating;
     let device = device::open(&generating.device)?;
-    let condition = generating.condition(None, &device, progress)?;
+    let picture = generating.picture(None, &device, progress)?;
     let tokenizer = generating.model.open_tokenizer(&device)?;
     let generator = generating.open_generator(&device)?;
     let planes = tokenizer.planes();
     let small = resize(&plan.pixels, generating.model.tokens.image_size, Filter::of(planes))?;
-    let mut tokens = tokenizer.encode(pixels::upload(&[small], planes, &device)?).to_host()?;
+    let mut tokens = tokenizer.encode(pixels::upload(&[small], planes, &device)?)?.to_host()?;
     let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
-    let image = ImageRequest { condition, seed: generating.seed, known: Some(known) };
-    let request = Request::new(vec![image], generating.sampling.clone());
-    let codes = generate(&generator, &request, "editing", progress)?;
-    let painted =
-        resize(&pixels::download(tokenizer.decode(&codes), planes)?.swap_remove(0), plan.size, Filter::of(planes))?;
+    let request = Request::new(vec![ImageRequest { known: Some(known), ..picture }], generating.sampling.clone());
+    let codes = generate(&*generator, &request, "editing", progress)?;
+    let painted = pixels::download(tokenizer.decode(&codes)?, planes)?.swap_remove(0);
+    let painted = resize(&painted, plan.size, Filter::of(planes))?;
     let own = serde_json::json!({ "image": plan.image, "mask": plan.mask, "tokens_made": plan.tokens.0 });
     let parameters = generating.parameters("edit", generating.seed, own);
     save_png(&plan.out, &composite(&plan.pixels, &painted, &plan.repaint), Some(&parameters))?;

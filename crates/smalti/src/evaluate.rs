@@ -6,13 +6,15 @@ use crate::weights::{Differences, WeightsEffect};
 use crate::{Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenKind, TokenSpec, Tokens, device};
+use smalti_data::ImageBatch;
 use smalti_data::loader::Skipped;
-use smalti_data::{ImageBatch, TextTokenizer};
 use smalti_eval::{Compared, Fidelity, FidelitySum};
-use smalti_models::generators::{ConditionConfig, GeneratorModel, Predictions};
+use smalti_models::generators::{GeneratorModel, Predictions};
+use smalti_models::host;
 use smalti_models::quantizers::usage::Usage;
-use smalti_models::{Codes, Condition, Generator, GeneratorLoss, Tokenizer};
+use smalti_models::{Codes, Condition, GeneratorLoss};
 use smalti_nn::dense::{Pack, WeightPrecision};
+use smalti_train::conditions::{ConditionReader, Facts};
 use smalti_train::pixels;
 use std::path::PathBuf;
 
@@ -118,7 +120,7 @@ pub struct BitNumbers {
 
 impl GeneratorNumbers {
     fn of(loss: f64, tokens: &TokenSpec, channels: usize) -> Self {
-        match tokens.kind {
+        match &tokens.kind {
             TokenKind::Discrete { .. } => Self::Bits(BitNumbers::of(loss, tokens, channels)),
             TokenKind::Continuous { .. } => Self::Diffusion { diffusion_loss: loss },
         }
@@ -165,7 +167,7 @@ pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
 
 /// Whether the generator's conditions are images, which a data set does not hold beside its own.
 fn needs_images(model: &ModelPlan) -> bool {
-    matches!(model.condition, ConditionConfig::Codes { .. })
+    model.condition.codes().is_some()
 }
 
 /// Computes the numbers.
@@ -186,8 +188,8 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
     let mut batches = plan.data.batches("evaluating", 0, plan.batch, progress)?;
     while let Some(batch) = batches.next() {
         let batch = batch?;
-        let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
-        let reconstructions = pixels::download(tokenizer.decode(&codes), planes)?;
+        let codes = tokenizer.encode(pixels::upload_batch(&batch, &device))?;
+        let reconstructions = pixels::download(tokenizer.decode(&codes)?, planes)?;
         for (original, reconstruction) in pixels::batch_images(&batch)?.iter().zip(&reconstructions) {
             fidelity.add(original, reconstruction)?;
             images += 1;
@@ -250,9 +252,7 @@ impl Judged {
     }
 
     fn count(&mut self, loss: GeneratorLoss, images: usize) -> Result<()> {
-        let loss = loss.nats_per_token.unwrap_or(loss.loss).into_data().convert::<f32>().try_into_vec::<f32>();
-        let loss = loss.map_err(|error| Error::invalid("generator loss", format!("{error:?}")))?;
-        self.loss += f64::from(loss.first().copied().unwrap_or(f32::NAN)) * images as f64;
+        self.loss += f64::from(host::float(loss.nats_per_token.unwrap_or(loss.loss))?) * images as f64;
         self.images += images as u64;
         Ok(())
     }
@@ -266,25 +266,25 @@ impl Judged {
 struct Judge {
     exact: Judged,
     reduced: Option<(Judged, Differences, WeightPrecision)>,
-    condition: ConditionConfig,
-    text: Option<TextTokenizer>,
+    reader: ConditionReader,
 }
 
 impl Judge {
     fn open(plan: &EvaluatePlan, device: &burn::tensor::Device) -> Result<Self> {
         let EvaluatePlan { model, weights, .. } = plan;
-        let text =
-            matches!(model.condition, ConditionConfig::Text { .. }).then(|| model.text_tokenizer()).transpose()?;
+        let text = model.condition.text().map(|_| model.text_tokenizer()).transpose()?;
+        let reader = ConditionReader::new(&model.condition, text)?;
         let open = |weights| model.open_generator(device, weights).map(Judged::new);
         let reduced = match weights {
             WeightPrecision::F32 => None,
             weights => Some((open(*weights)?, Differences::default(), *weights)),
         };
-        Ok(Self { exact: open(WeightPrecision::F32)?, reduced, condition: model.condition.clone(), text })
+        Ok(Self { exact: open(WeightPrecision::F32)?, reduced, reader })
     }
 
     fn add(&mut self, codes: Codes, batch: &ImageBatch) -> Result<()> {
-        let conditions = (0..batch.len()).map(|i| self.condition(batch, i)).collect::<Result<Vec<_>>>()?;
+        let facts = |i: usize| Facts { label: batch.labels[i], text: batch.texts[i].as_deref(), codes: None };
+        let conditions = (0..batch.len()).map(|i| self.reader.known(facts(i))).collect::<Result<Vec<_>>>()?;
         let Some((reduced, differences, _)) = &mut self.reduced else {
             return self.exact.add(codes, &conditions);
         };
@@ -305,18 +305,6 @@ impl Judge {
             logit_difference_mean,
             logit_difference_max,
             changed_argmax,
-        })
-    }
-
-    /// What the data set says of an image, if the generator understands it.
-    fn condition(&self, batch: &ImageBatch, i: usize) -> Result<Condition> {
-        Ok(match (&self.condition, &self.text) {
-            (ConditionConfig::Class { .. }, _) => batch.labels[i].map_or(Condition::None, Condition::Class),
-            (ConditionConfig::Text { .. }, Some(text)) => match &batch.texts[i] {
-                Some(caption) => Condition::Text(text.encode(caption)?),
-                None => Condition::None,
-            },
-            _ => Condition::None,
         })
     }
 }

@@ -7,10 +7,7 @@ use smalti_models::checkpoint::import::rules_of;
 use smalti_models::checkpoint::tensors::Precision;
 use smalti_models::checkpoint::{BundlePaths, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
 use smalti_models::generators::GeneratorConfig;
-use smalti_models::quantizers::QuantizerConfig;
-use smalti_models::quantizers::vq::Metric;
-use smalti_models::tokenizers::{TokenizerConfig, VitTokenizerConfig};
-use smalti_nn::vit::FeedForward;
+use smalti_models::tokenizers::TokenizerConfig;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -91,8 +88,8 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
         return Err(Error::file(&args.out, "must end in .safetensors, the only format that is written"));
     }
     let kind = match part {
-        Part::Tokenizer | Part::Condition => official_tokenizer(&read_config(&paths, part)?),
-        Part::Generator => official_generator(&read_config(&paths, part)?),
+        Part::Tokenizer | Part::Condition => read_config::<TokenizerConfig>(&paths, part)?.official(),
+        Part::Generator => read_config::<GeneratorConfig>(&paths, part)?.official(),
     };
     let system = kind.ok_or_else(|| {
         Error::unsupported(
@@ -101,38 +98,6 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
         )
     })?;
     Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, out: args.out.clone() })
-}
-
-fn official_tokenizer(config: &TokenizerConfig) -> Option<&'static str> {
-    match config {
-        TokenizerConfig::Vqgan(config) => match config.quantizer {
-            QuantizerConfig::Vq(_) | QuantizerConfig::Gumbel(_) => Some("vqgan"),
-            QuantizerConfig::MultiScale(_) => Some("var"),
-            QuantizerConfig::Fsq(_) => None,
-        },
-        TokenizerConfig::Kl(_) => Some("autoencoder-kl"),
-        TokenizerConfig::Vit(config) => is_official_vit(config).then_some("vit-vqgan"),
-        TokenizerConfig::Patches(_) => None,
-    }
-}
-
-/// The official networks compare codes by angle, and their non-linearity is the hyperbolic tangent.
-fn is_official_vit(config: &VitTokenizerConfig) -> bool {
-    let by_angle = match &config.quantizer {
-        QuantizerConfig::Vq(vq) => vq.metric != Metric::Euclidean && vq.projected.is_none(),
-        _ => false,
-    };
-    by_angle && [&config.encoder, &config.decoder].iter().all(|network| network.feed_forward == FeedForward::Tanh)
-}
-
-fn official_generator(config: &GeneratorConfig) -> Option<&'static str> {
-    match config {
-        GeneratorConfig::Var(_) => Some("var"),
-        GeneratorConfig::Mar(_) => Some("mar"),
-        // The official network has no table for the condition alone.
-        GeneratorConfig::Gpt(config) if config.shared_table => Some("vqgan"),
-        GeneratorConfig::Gpt(_) | GeneratorConfig::MaskGit(_) | GeneratorConfig::CausalMar(_) => None,
-    }
 }
 
 /// Writes the file, one tensor in memory at a time.

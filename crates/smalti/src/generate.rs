@@ -31,6 +31,9 @@ pub struct GenerateArgs {
     /// An image such as a depth map, for models conditioned on one; it is stretched to the picture's size
     #[arg(long, value_name = "IMAGE")]
     pub condition: Option<PathBuf>,
+    /// What guidance is to lead away from, for models of captions
+    #[arg(long, value_name = "PROMPT")]
+    pub negative: Option<String>,
     /// Number of pictures
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
     pub count: usize,
@@ -103,7 +106,8 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
     }
     let out = Output::of(&args.out)?;
     let wish = Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref(), image: args.condition.as_deref() };
-    let typed = Typed { model: args.model.as_deref(), wish, sampling: &args.sampling, weights: &args.weights };
+    let (model, negative) = (args.model.as_deref(), args.negative.as_deref());
+    let typed = Typed { model, wish, negative, sampling: &args.sampling, weights: &args.weights };
     let generating = Generating::plan(typed, settings)?;
     let (size, grid) = match &args.size {
         None => (generating.model.tokens.image_size, None),
@@ -140,7 +144,7 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
     plan.out.prepare()?;
     let generating = &plan.generating;
     let device = device::open(&generating.device)?;
-    let condition = generating.condition(plan.grid, &device, progress)?;
+    let picture = generating.picture(plan.grid, &device, progress)?;
     let decoder = generating.model.open_decoder(&device)?;
     let mut generator = Some(generating.open_generator(&device)?);
     let seeds: Vec<u64> = (0..plan.count as u64).map(|i| generating.seed.wrapping_add(i)).collect();
@@ -148,15 +152,14 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
     let batches = seeds.len().div_ceil(plan.batch);
     for (batch, seeds) in seeds.chunks(plan.batch).enumerate() {
         let Some(model) = &generator else { break };
-        let request = ImageRequest { condition: condition.clone(), seed: 0, known: None };
-        let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..request.clone() }).collect();
+        let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..picture.clone() }).collect();
         let request = Request { grid: plan.grid, ..Request::new(requests, generating.sampling.clone()) };
         let what = if batches > 1 { format!("generating {}/{batches}", batch + 1) } else { "generating".into() };
-        let codes = generate(model, &request, &what, progress)?;
+        let codes = generate(&**model, &request, &what, progress)?;
         // The last pictures are decoded in the memory that the generator had.
         generator = generator.filter(|_| batch + 1 < batches);
         let decoded = match plan.grid {
-            None => decoder.decode(&codes),
+            None => decoder.decode(&codes)?,
             Some(grid) => decoder.decode_grid(&codes, grid)?,
         };
         for (image, seed) in pixels::download(decoded, decoder.planes())?.iter().zip(seeds) {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use smalti_base::{Error, Progress, Result};
 use smalti_models::generators::GeneratorModel;
 use smalti_models::sampling::Sampling;
-use smalti_models::{Codes, Condition, Generator, Request};
+use smalti_models::{Codes, Condition, Generator, ImageRequest, Request};
 use smalti_nn::dense::WeightPrecision;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Typed<'a> {
     pub model: Option<&'a Path>,
     pub wish: Wish<'a>,
+    pub negative: Option<&'a str>,
     pub sampling: &'a SamplingArgs,
     pub weights: &'a WeightsArgs,
 }
@@ -25,6 +26,9 @@ pub(crate) struct Typed<'a> {
 pub struct Generating {
     /// What the pictures should show.
     pub prompt: Option<String>,
+    /// What guidance is to lead away from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative: Option<String>,
     /// The class as typed.
     pub class: Option<String>,
     /// The image that is the condition.
@@ -43,6 +47,8 @@ pub struct Generating {
     pub model: ModelPlan,
     #[serde(skip)]
     condition: PlannedCondition,
+    #[serde(skip)]
+    away_from: Condition,
 }
 
 impl Generating {
@@ -58,12 +64,21 @@ impl Generating {
         model.must_generate()?;
         let condition = model.condition(typed.wish)?;
         let mut sampling = typed.sampling.over(model.sampling())?;
-        if condition.is_none() {
+        let away_from = typed.negative.map_or(Ok(Condition::none()), |prompt| model.negative(prompt))?;
+        if condition.is_none() && away_from.is_none() {
             // Guidance strengthens a condition: without one it only doubles the work.
             sampling.guidance = 1.0;
         }
+        if !away_from.is_none() && !sampling.is_guided() {
+            return Err(Error::invalid_hint(
+                "--negative",
+                "has no effect at guidance 1",
+                "add --guidance with a number above 1",
+            ));
+        }
         Ok(Self {
             prompt: typed.wish.prompt.map(str::to_string),
+            negative: typed.negative.map(str::to_string),
             class: typed.wish.class.map(str::to_string),
             condition_image: typed.wish.image.map(Path::to_path_buf),
             seed: settings.seed(),
@@ -72,22 +87,23 @@ impl Generating {
             sampling,
             model,
             condition,
+            away_from,
         })
     }
 
-    /// The condition as the generator takes it, see [`ModelPlan::resolve`]; says what the user should know about it.
+    /// A picture with the condition as the generator takes it, see [`ModelPlan::resolve`]; says what the user should know about it.
     ///
     /// # Errors
     /// As [`ModelPlan::resolve`].
-    pub(crate) fn condition(
+    pub(crate) fn picture(
         &self,
         grid: Option<(usize, usize)>,
         device: &Device,
         progress: &dyn Progress,
-    ) -> Result<Condition> {
+    ) -> Result<ImageRequest> {
         let condition = self.model.resolve(&self.condition, grid, device)?;
         self.model.remark(&condition).iter().for_each(|line| progress.say(line));
-        Ok(condition)
+        Ok(ImageRequest { negative: self.away_from.clone(), ..ImageRequest::new(condition, self.seed) })
     }
 
     /// The generator with its weights.
@@ -113,6 +129,9 @@ impl Generating {
             "sampling": self.sampling,
             "model": self.model.provenance(),
         });
+        if let (Some(parameters), Some(negative)) = (parameters.as_object_mut(), &self.negative) {
+            parameters.insert("negative".into(), serde_json::json!(negative));
+        }
         if let Some(parameters) = parameters.as_object_mut() {
             [own, made_by].into_iter().filter_map(|part| part.as_object().cloned()).for_each(|p| parameters.extend(p));
         }
@@ -132,13 +151,12 @@ pub(crate) fn generate(
 ) -> Result<Codes> {
     let mut generation = generator.start(request)?;
     progress.begin(what, generation.steps() as u64, "steps");
-    while generation.done() < generation.steps() {
+    for done in &mut generation {
+        progress.advance(done? as u64, "");
         if progress.cancelled() {
             progress.end();
             return Err(Error::Interrupted { hint: None });
         }
-        generation.next();
-        progress.advance(generation.done() as u64, "");
     }
     progress.end();
     Ok(generation.codes())

@@ -250,7 +250,7 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
             PartConfig::Generator(config) => {
                 must_suit(&bundle, Part::Generator, config.tokens())?;
                 conditions_must_suit(&bundle, config)?;
-                let model = with_tokenizer(&bundle, config.init(&Device::flex())?)?;
+                let model = with_tokenizer(&bundle, config)?;
                 manifest.sampling = part.fits.sampling.clone();
                 write(plan, part, &bundle, config, &Imported::new(&rules, &model, view)?)?
             }
@@ -283,7 +283,7 @@ fn must_suit(bundle: &BundlePaths, part: Part, tokens: &TokenSpec) -> Result<()>
     match part {
         Part::Generator => tokens.must_equal(NEW, &read_config::<TokenizerConfig>(bundle, other)?.spec()?, &place),
         Part::Tokenizer => tokens.must_equal(NEW, read_config::<GeneratorConfig>(bundle, other)?.tokens(), &place),
-        Part::Condition => read_config::<GeneratorConfig>(bundle, other)?.condition().must_fit(tokens, NEW),
+        Part::Condition => read_config::<GeneratorConfig>(bundle, other)?.conditions().must_fit(tokens, NEW),
     }
 }
 
@@ -292,26 +292,28 @@ fn conditions_must_suit(bundle: &BundlePaths, generator: &GeneratorConfig) -> Re
     match bundle.has(Part::Condition) {
         true => {
             let spec = read_config::<TokenizerConfig>(bundle, Part::Condition)?.spec()?;
-            generator.condition().must_fit(&spec, &bundle.config(Part::Condition).display().to_string())
+            generator.conditions().must_fit(&spec, &bundle.config(Part::Condition).display().to_string())
         }
         false => Ok(()),
     }
 }
 
 /// A generator with what it takes from the tokenizer beside it.
-fn with_tokenizer(bundle: &BundlePaths, model: GeneratorModel) -> Result<GeneratorModel> {
+fn with_tokenizer(bundle: &BundlePaths, config: &GeneratorConfig) -> Result<GeneratorModel> {
+    let mut model = config.init(&Device::flex())?;
     if bundle.has(Part::Tokenizer) {
-        let config: TokenizerConfig = read_config(bundle, Part::Tokenizer)?;
-        let tokenizer = read_weights(bundle, Part::Tokenizer, config.init(&Device::flex())?)?;
-        return model.adopt(tokenizer.quantizer());
+        let tokenizer: TokenizerConfig = read_config(bundle, Part::Tokenizer)?;
+        let tokenizer = read_weights(bundle, Part::Tokenizer, tokenizer.init(&Device::flex())?)?;
+        model.adopt(&*tokenizer)?;
+        return Ok(model);
     }
-    match model {
-        GeneratorModel::Var(_) => Err(Error::invalid_hint(
+    match config.abilities().reads_code_vectors {
+        true => Err(Error::invalid_hint(
             bundle.root().display(),
             "this generator reads the tokenizer's code vectors, and the bundle has no tokenizer",
             "import the tokenizer into the same folder first",
         )),
-        model => Ok(model),
+        false => Ok(model),
     }
 }
 

@@ -49,7 +49,7 @@ pub struct BundleFacts {
     /// The tokens that its parts share.
     pub tokens: TokenSpec,
     /// What its generator can be conditioned on, if it has one.
-    pub condition: Option<smalti_models::generators::ConditionConfig>,
+    pub condition: Option<smalti_models::generators::Conditions>,
     /// Whether the files have the checksums of the manifest; none if that was not asked for.
     pub verified: Option<bool>,
     /// Its manifest.

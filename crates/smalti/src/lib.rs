@@ -9,7 +9,6 @@ pub mod evaluate;
 pub mod export;
 pub mod generate;
 pub mod generating;
-pub mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod import;

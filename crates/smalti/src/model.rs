@@ -7,8 +7,8 @@ use smalti_data::TextTokenizer;
 use smalti_data::image::{Image, Limits, open_as};
 use smalti_data::transforms::{Filter, resize};
 use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_decoder, read_packed, read_weights};
-use smalti_models::generators::{ConditionConfig, GeneratorConfig, GeneratorModel};
-use smalti_models::tokenizers::{TokenDecoder, Tokenizer, TokenizerConfig, TokenizerModel};
+use smalti_models::generators::{ConditionConfig, Conditions, GeneratorConfig, GeneratorModel, Given};
+use smalti_models::tokenizers::{TokenDecoder, TokenizerConfig, TokenizerModel};
 use smalti_models::{Condition, sampling::Sampling};
 use smalti_nn::dense::WeightPrecision;
 use smalti_train::pixels;
@@ -34,7 +34,7 @@ pub struct ModelPlan {
     /// SHA-256 of the generator's weights, if it has one.
     pub generator_sha256: Option<String>,
     /// What its generator can be conditioned on.
-    pub condition: ConditionConfig,
+    pub condition: Conditions,
     /// The bundle's manifest.
     #[serde(skip)]
     pub manifest: Manifest,
@@ -59,18 +59,18 @@ pub struct Wish<'a> {
 }
 
 /// The condition of pictures, checked; the codes of an image are made when its tokenizer is opened.
-#[derive(Clone, Debug)]
-pub enum PlannedCondition {
+#[derive(Clone, Debug, Default)]
+pub struct PlannedCondition {
     /// As the generator takes it.
-    Given(Condition),
-    /// The codes of an image.
-    Image(Image),
+    given: Condition,
+    /// Whose codes are given, too.
+    image: Option<Image>,
 }
 
 impl PlannedCondition {
     /// Whether the picture may show anything.
     pub fn is_none(&self) -> bool {
-        matches!(self, Self::Given(Condition::None))
+        self.given.is_none() && self.image.is_none()
     }
 }
 
@@ -94,7 +94,9 @@ impl ModelPlan {
         let condition_tokenizer: Option<TokenizerConfig> =
             paths.has(Part::Condition).then(|| read_config(&paths, Part::Condition)).transpose()?;
         if let (Some(generator), Some(tokenizer)) = (&generator, &condition_tokenizer) {
-            generator.condition().must_fit(&tokenizer.spec()?, &paths.config(Part::Condition).display().to_string())?;
+            generator
+                .conditions()
+                .must_fit(&tokenizer.spec()?, &paths.config(Part::Condition).display().to_string())?;
         }
         let sha256 = |part| manifest.parts.get(&part).map(|facts| facts.sha256.clone());
         Ok(Self {
@@ -103,7 +105,7 @@ impl ModelPlan {
             tokens,
             tokenizer_sha256: sha256(Part::Tokenizer).unwrap_or_default(),
             generator_sha256: sha256(Part::Generator),
-            condition: generator.as_ref().map(|g| g.condition().clone()).unwrap_or_default(),
+            condition: generator.as_ref().map(|generator| generator.conditions().clone()).unwrap_or_default(),
             manifest,
             tokenizer,
             generator,
@@ -136,44 +138,80 @@ impl ModelPlan {
     /// # Errors
     /// [`Error::Unknown`] with the nearest class, [`Error::Invalid`] if the model does not understand such a wish.
     pub fn condition(&self, wish: Wish<'_>) -> Result<PlannedCondition> {
-        use PlannedCondition::{Given, Image};
-        match (&self.condition, wish) {
-            (_, Wish { prompt: None, class: None, image: None }) => self.unconditional().map(Given),
-            (ConditionConfig::Text { .. }, Wish { prompt: Some(prompt), class: None, image: None }) => {
-                Ok(Given(Condition::Text(self.text_tokenizer()?.encode(prompt)?)))
-            }
-            (ConditionConfig::Class { classes }, Wish { prompt: None, class: Some(class), image: None }) => {
-                class_number(class, *classes, &self.manifest.classes).map(|class| Given(Condition::Class(class)))
-            }
-            (ConditionConfig::Codes { .. }, Wish { prompt: None, class: None, image: Some(path) }) => {
-                match &self.condition_tokenizer {
-                    Some(tokenizer) => open_as(tokenizer.planes()?, path, [255; 3], &Limits::default()).map(Image),
-                    None => Err(Error::invalid_hint(
-                        self.bundle.display(),
-                        "this model reads codes of an image, and the bundle has no tokenizer that makes them",
-                        "import or copy one into the bundle's folder `condition`",
-                    )),
-                }
-            }
-            (takes, wish) => {
-                let (takes, hint) = match takes {
-                    ConditionConfig::None | ConditionConfig::Coordinates { .. } => {
-                        ("nothing", "leave out the prompt and --class")
-                    }
-                    ConditionConfig::Class { .. } => ("a class", "give it with --class, as a number or a name"),
-                    ConditionConfig::Text { .. } => ("a caption", "give it as the prompt, without --class"),
-                    ConditionConfig::Codes { .. } => ("an image", "give it with --condition"),
-                };
-                let given = [
-                    wish.prompt.map(|_| "a caption"),
-                    wish.class.map(|_| "a class"),
-                    wish.image.map(|_| "an image as the condition"),
-                ];
-                let given = given.into_iter().flatten().collect::<Vec<_>>().join(" and ");
-                let problem = format!("{given} was given, but this model takes {takes}");
-                Err(Error::invalid_hint(self.bundle.display(), problem, hint))
-            }
+        if let Wish { prompt: None, class: None, image: None } = wish {
+            return self.must_not_need_a_condition().map(|()| PlannedCondition::default());
         }
+        let (classes, codes) = (self.condition.classes(), self.condition.codes());
+        let understood = (wish.prompt.is_none() || self.condition.text().is_some())
+            && (wish.class.is_none() || classes.is_some())
+            && (wish.image.is_none() || codes.is_some());
+        if !understood {
+            return Err(self.not_understood(wish));
+        }
+        let mut given = Condition::none();
+        if let Some((class, classes)) = wish.class.zip(classes) {
+            given = given.and(Condition::class(class_number(class, classes, &self.manifest.classes)?));
+        }
+        if let Some(prompt) = wish.prompt {
+            given = given.and(Condition::text(self.text_tokenizer()?.encode(prompt)?));
+        }
+        Ok(PlannedCondition { given, image: wish.image.map(|path| self.condition_image(path)).transpose()? })
+    }
+
+    /// What guidance is to lead away from.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the model reads no captions.
+    pub fn negative(&self, prompt: &str) -> Result<Condition> {
+        match self.condition.text() {
+            Some(_) => Ok(Condition::text(self.text_tokenizer()?.encode(prompt)?)),
+            None => Err(Error::invalid_hint(
+                self.bundle.display(),
+                "a negative prompt was given, but this model reads no captions",
+                "leave out --negative",
+            )),
+        }
+    }
+
+    fn condition_image(&self, path: &Path) -> Result<Image> {
+        match &self.condition_tokenizer {
+            Some(tokenizer) => open_as(tokenizer.planes()?, path, [255; 3], &Limits::default()),
+            None => Err(Error::invalid_hint(
+                self.bundle.display(),
+                "this model reads codes of an image, and the bundle has no tokenizer that makes them",
+                "import or copy one into the bundle's folder `condition`",
+            )),
+        }
+    }
+
+    fn not_understood(&self, wish: Wish<'_>) -> Error {
+        let say = |one: &ConditionConfig| match one {
+            ConditionConfig::None | ConditionConfig::Coordinates { .. } => {
+                ("nothing", "leave out the prompt and --class")
+            }
+            ConditionConfig::Class { .. } => ("a class", "give it with --class, as a number or a name"),
+            ConditionConfig::Text { .. } => ("a caption", "give it as the prompt, without --class"),
+            ConditionConfig::Codes { .. } => ("an image", "give it with --condition"),
+            ConditionConfig::Features { .. } => ("features", "give them through the library"),
+            ConditionConfig::Numbers { .. } => ("numbers", "give them through the library"),
+        };
+        let said: Vec<(&str, &str)> = match self.condition.is_none() {
+            true => vec![say(&ConditionConfig::None)],
+            false => self.condition.all().iter().map(say).collect(),
+        };
+        let takes: Vec<&str> = said.iter().map(|(takes, _)| *takes).collect();
+        let hint = match said.as_slice() {
+            [(_, hint)] => hint,
+            _ => "give what it takes, and nothing else",
+        };
+        let given = [
+            wish.prompt.map(|_| "a caption"),
+            wish.class.map(|_| "a class"),
+            wish.image.map(|_| "an image as the condition"),
+        ];
+        let given = given.into_iter().flatten().collect::<Vec<_>>().join(" and ");
+        let problem = format!("{given} was given, but this model takes {}", takes.join(" and "));
+        Error::invalid_hint(self.bundle.display(), problem, hint)
     }
 
     /// The grid of tokens of pictures of this size, height and width, if it is another than the model's.
@@ -186,8 +224,8 @@ impl ModelPlan {
         if (height, width) == least {
             return Ok(None);
         }
-        let is_gpt = matches!(self.generator, Some(GeneratorConfig::Gpt(_)));
-        let (Layout::Grid { h, w }, TokenizerConfig::Vqgan(_), true) = (layout, &self.tokenizer, is_gpt) else {
+        let slides = self.generator.as_ref().is_some_and(|generator| generator.abilities().slides_a_window);
+        let (Layout::Grid { h, w }, true, true) = (layout, self.tokenizer.any_size(), slides) else {
             return Err(Error::unsupported(
                 format!("pictures of a size other than {}x{} by this model", least.0, least.1),
                 "only gpt over a convolutional tokenizer can slide a window; --scale enlarges the pixels",
@@ -205,22 +243,19 @@ impl ModelPlan {
         Ok(Some((height / rows, width / columns)))
     }
 
-    /// No condition, unless the generator always needs one.
-    fn unconditional(&self) -> Result<Condition> {
-        let needs = match &self.generator {
-            Some(GeneratorConfig::Gpt(gpt)) => gpt.shared_table && !self.condition.is_silent(),
-            _ => false,
-        };
-        match (needs, &self.condition) {
-            (false, _) => Ok(Condition::None),
-            (true, ConditionConfig::Class { classes }) => Err(Error::invalid_hint(
+    /// An error if the generator always needs a condition.
+    fn must_not_need_a_condition(&self) -> Result<()> {
+        let needs = self.generator.as_ref().is_some_and(|generator| generator.abilities().needs_a_condition);
+        match (needs, self.condition.classes()) {
+            (false, _) => Ok(()),
+            (true, Some(classes)) => Err(Error::invalid_hint(
                 self.bundle.display(),
-                "this model makes pictures only for a class",
+                "this model makes pictures of a class only",
                 format!("give one with --class, a number below {classes} or a name"),
             )),
-            (true, _) => Err(Error::invalid_hint(
+            (true, None) => Err(Error::invalid_hint(
                 self.bundle.display(),
-                "this model makes pictures only from another image, such as a depth map",
+                "this model makes pictures of another image only, such as a depth map",
                 "give it with --condition",
             )),
         }
@@ -236,41 +271,41 @@ impl ModelPlan {
         grid: Option<(usize, usize)>,
         device: &Device,
     ) -> Result<Condition> {
-        let (image, config) = match (condition, &self.condition_tokenizer) {
-            (PlannedCondition::Given(condition), _) => return Ok(condition.clone()),
-            (PlannedCondition::Image(_), None) => return Ok(Condition::None),
-            (PlannedCondition::Image(image), Some(config)) => (image, config),
-        };
-        let tokenizer = read_weights(&self.paths(), Part::Condition, config.init(device)?)?;
-        let spec = tokenizer.spec();
-        let size = match (grid, &tokenizer) {
-            (None, _) => spec.image_size,
-            (Some((h, w)), TokenizerModel::Vqgan(_)) => spec.on_grid(h, w).image_size,
-            (Some(_), _) => {
+        let given = condition.given.clone();
+        let Some(image) = &condition.image else { return Ok(given) };
+        let config = self.condition_tokenizer.as_ref().ok_or_else(|| {
+            Error::invalid(self.bundle.display(), "has no tokenizer that makes codes of the condition's image")
+        })?;
+        let size = match grid {
+            None => config.spec()?.image_size,
+            Some((h, w)) if config.any_size() => config.spec()?.on_grid(h, w).image_size,
+            Some(_) => {
                 return Err(Error::unsupported(
                     "conditions of another size by this model",
                     "only a convolutional tokenizer reads images of any size",
                 ));
             }
         };
+        let tokenizer = read_weights(&self.paths(), Part::Condition, config.init(device)?)?;
         let planes = tokenizer.planes();
         let image = resize(image, size, Filter::of(planes))?;
-        let codes = tokenizer.encode(pixels::upload(&[image], planes, device)?).to_host()?.swap_remove(0);
+        let codes = tokenizer.encode(pixels::upload(&[image], planes, device)?)?.to_host()?.swap_remove(0);
         match codes {
-            Tokens::Discrete(codes) => Ok(Condition::Codes(codes)),
-            Tokens::Continuous(_) => Err(Error::invalid(self.bundle.display(), "the condition's tokens are not codes")),
+            Tokens::Discrete(codes) => Ok(given.and(Condition::codes(codes))),
+            Tokens::Continuous(_) => {
+                Err(Error::invalid(self.bundle.display(), "the condition's tokens are vectors; expected codes"))
+            }
         }
     }
 
     /// What the user should know about a condition: that a caption is longer than the model reads.
     pub fn remark(&self, condition: &Condition) -> Option<String> {
-        match (&self.condition, condition) {
-            (ConditionConfig::Text { length, .. }, Condition::Text(ids)) if ids.len() > *length => Some(format!(
-                "note: the caption has {} tokens, of which this model reads the first {length}",
-                ids.len()
-            )),
-            _ => None,
-        }
+        let (_, length) = self.condition.text()?;
+        let ids = condition
+            .given()
+            .iter()
+            .find_map(|given| if let Given::Text(ids) = given { Some(ids.len()) } else { None })?;
+        (ids > length).then(|| format!("note: the caption has {ids} tokens, this model reads the first {length}"))
     }
 
     /// What the tokenizer's images are.

@@ -1,9 +1,9 @@
 //! `parity`: golden cases, tensors that official implementations made, compared with what this program makes of the same weights.
 
 use crate::Settings;
-use crate::golden::{self, CaseReport, Status};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, device};
+pub use smalti_parity::{CaseReport, Row, Status, Tolerance};
 use std::path::PathBuf;
 
 /// What `parity` is told.
@@ -78,7 +78,7 @@ pub fn run(plan: &ParityPlan, progress: &dyn Progress) -> Result<ParityOutcome> 
         if progress.cancelled() {
             return Err(Error::Interrupted { hint: None });
         }
-        cases.push(golden::run(folder, &device).unwrap_or_else(|error| CaseReport::broken(folder, &error)));
+        cases.push(smalti_parity::run(folder, &device).unwrap_or_else(|error| CaseReport::broken(folder, &error)));
         progress.advance(done as u64 + 1, "");
     }
     progress.end();

@@ -9,7 +9,6 @@ use smalti_base::{Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
 use smalti_data::loader::Skipped;
 use smalti_eval::{Compared, Fidelity, FidelitySum};
-use smalti_models::Tokenizer;
 use smalti_train::pixels;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -114,9 +113,9 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
     while let Some(batch) = batches.next() {
         let batch = batch?;
         let originals = pixels::batch_images(&batch)?;
-        let codes = tokenizer.encode(pixels::upload_batch(&batch, &device));
+        let codes = tokenizer.encode(pixels::upload_batch(&batch, &device))?;
         for ((key, original), image) in
-            batch.keys.iter().zip(&originals).zip(pixels::download(tokenizer.decode(&codes), planes)?)
+            batch.keys.iter().zip(&originals).zip(pixels::download(tokenizer.decode(&codes)?, planes)?)
         {
             let scores = fidelity.add(original, &image)?;
             let pair = grid(&[original.clone().visible(planes), image.visible(planes)], 2, GAP)?;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use smalti_base::Result;
-use smalti_models::generators::diffusion::Respacing;
+use smalti_models::sampling::Respacing;
 use smalti_models::sampling::Sampling;
 
 /// Sampling settings that replace those of the bundle.

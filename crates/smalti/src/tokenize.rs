@@ -10,8 +10,8 @@ use smalti_base::{Error, Progress, Result, TokenSpec, Tokens, device, files};
 use smalti_data::loader::Skipped;
 use smalti_data::shard::{Origin, TokenizerId};
 use smalti_data::{Image, ImageBatch, RowTokens, ShardWriter, TokenRow};
+use smalti_models::Codes;
 use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
-use smalti_models::{Codes, Tokenizer};
 use smalti_train::pixels;
 use std::path::PathBuf;
 
@@ -153,7 +153,7 @@ fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &D
 fn rows(tokenizer: &TokenizerModel, images_bchw: Tensor<4>) -> Result<Vec<RowTokens>> {
     let moments = tokenizer.token_moments(images_bchw.clone());
     let codes = match &moments {
-        None => tokenizer.encode(images_bchw),
+        None => tokenizer.encode(images_bchw)?,
         Some(TokenMoments { means_bnc, deviations_bnc: None }) => Codes::Continuous(means_bnc.clone()),
         Some(TokenMoments { means_bnc, deviations_bnc: Some(deviations_bnc) }) => {
             Codes::Continuous(Tensor::cat(vec![means_bnc.clone(), deviations_bnc.clone()], 1))

@@ -7,8 +7,9 @@ use crate::rows::Row;
 use burn::tensor::{Device, Int, Tensor};
 use smalti::base::{Error, Result, Rng};
 use smalti::models::checkpoint::Rules;
+use smalti::models::generators::Draw;
 use smalti::models::generators::{GeneratorConfig, GeneratorModel, Gpt};
-use smalti::models::{Codes, Condition, Generator, ImageRequest, Request, Sampling};
+use smalti::models::{Codes, Condition, ImageRequest, Request, Sampling};
 use std::path::Path;
 
 /// The row's generator with the shared weights.
@@ -43,7 +44,7 @@ impl Decode {
     pub fn open(row: &Row, folder: &Path) -> Result<Self> {
         let device = Device::flex();
         let inputs = Inputs::read(folder, &device)?;
-        let images = inputs.classes()?.into_iter().map(|condition| ImageRequest { condition, seed: 0, known: None });
+        let images = inputs.classes()?.into_iter().map(|condition| ImageRequest::new(condition, 0));
         let sampling = Sampling { temperature: 0.0, ..Default::default() };
         Ok(Self {
             request: Request::new(images.collect(), sampling),
@@ -55,9 +56,7 @@ impl Decode {
 
     fn tokens(&self) -> Result<Tensor<2, Int>> {
         let mut generation = self.model.start(&self.request)?;
-        while generation.done() < generation.steps() {
-            generation.next();
-        }
+        generation.finish()?;
         generation.codes().discrete().ok_or_else(|| Error::invalid("gpt", "its codes are not discrete"))
     }
 }
@@ -128,7 +127,7 @@ impl Lesson for Train {
 
     fn loss(&self, model: &GeneratorModel) -> Result<Tensor<1>> {
         let codes = Codes::Discrete(self.codes.clone());
-        Ok(model.loss(codes, &self.conditions, &mut Rng::new(0).stream(0, 0))?.loss)
+        Ok(model.loss(codes, &self.conditions, &mut Draw::new(&mut Rng::new(0).stream(0, 0), 0))?.loss)
     }
 
     fn watched(model: &GeneratorModel) -> Result<Tensor<2>> {

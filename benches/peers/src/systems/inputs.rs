@@ -52,7 +52,7 @@ impl Inputs {
 
     /// The classes of the images.
     pub fn classes(&self) -> Result<Vec<Condition>> {
-        Ok(self.ints("classes")?.iter().map(|class| Condition::Class(*class as u32)).collect())
+        Ok(self.ints("classes")?.iter().map(|class| Condition::class(*class as u32)).collect())
     }
 
     /// Truth values, a row for each image.

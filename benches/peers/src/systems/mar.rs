@@ -93,7 +93,7 @@ impl Decode {
         let Options { steps, part, diffusion_steps, guidance } = inputs::options(row)?;
         let noise = inputs.stored("noise")?.floats().unwrap_or_default().to_vec();
         let images = inputs.classes()?.into_iter();
-        let images = images.map(|condition| ImageRequest { condition, seed: 0, known: None }).collect();
+        let images = images.map(|condition| ImageRequest::new(condition, 0)).collect();
         let sampling = Sampling {
             guidance,
             guidance_schedule: GuidanceSchedule::Linear,
@@ -116,7 +116,7 @@ impl Decode {
     fn tokens(&self) -> Result<Tensor<3>> {
         let mut generation = self.model.start_with(&self.request, Box::new(self.given.clone()))?;
         for _ in 0..self.part {
-            generation.next();
+            generation.step()?;
         }
         generation.codes().continuous().ok_or_else(|| Error::invalid("mar", "its tokens are not vectors"))
     }

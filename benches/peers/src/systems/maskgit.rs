@@ -50,11 +50,11 @@ impl Decode {
         let device = Device::flex();
         let inputs = Inputs::read(folder, &device)?;
         let DecodeOptions { steps } = inputs::options(row)?;
-        let images = inputs.ints("classes")?.iter().enumerate().map(|(image, class)| ImageRequest {
-            condition: Condition::Class(*class as u32),
-            seed: image as u64,
-            known: None,
-        });
+        let images = inputs
+            .ints("classes")?
+            .iter()
+            .enumerate()
+            .map(|(image, class)| ImageRequest::new(Condition::class(*class as u32), image as u64));
         let sampling = Sampling { steps: Some(steps), ..Default::default() };
         Ok(Self {
             request: Request::new(images.collect(), sampling),
@@ -79,9 +79,7 @@ impl Task for Decode {
 
     fn run(&mut self) -> Result<()> {
         let mut generation = self.model.start(&self.request)?;
-        while generation.done() < generation.steps() {
-            generation.next();
-        }
+        generation.finish()?;
         std::hint::black_box(generation.codes());
         Ok(())
     }

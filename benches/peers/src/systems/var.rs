@@ -20,8 +20,10 @@ fn generator(row: &Row, folder: &Path, device: &Device) -> Result<Var> {
         return Err(another_kind());
     };
     let quantizer = model.quantize.config.init(device)?;
-    let model = inputs::import(&Rules::builtin("var", "generator")?, model, folder)?;
-    model.adopt(&inputs::import_named("quantizer", &Rules::builtin("var", "quantizer")?, quantizer, folder)?)
+    let mut model = inputs::import(&Rules::builtin("var", "generator")?, model, folder)?;
+    let rules = Rules::builtin("var", "quantizer")?;
+    model.adopt_quantizer(&inputs::import_named("quantizer", &rules, quantizer, folder)?)?;
+    Ok(model)
 }
 
 fn another_kind() -> Error {
@@ -60,7 +62,7 @@ impl Image {
         let device = Device::flex();
         let Options { guidance } = inputs::options(row)?;
         let conditions = Inputs::read(folder, &device)?.classes()?;
-        let images = conditions.into_iter().map(|condition| ImageRequest { condition, seed: 0, known: None });
+        let images = conditions.into_iter().map(|condition| ImageRequest::new(condition, 0));
         let guidance_schedule = GuidanceSchedule::Linear;
         let sampling = Sampling { temperature: 0.0, guidance, guidance_schedule, ..Default::default() };
         Ok(Self {
@@ -72,13 +74,10 @@ impl Image {
 
     fn picture(&self) -> Result<(Codes, Tensor<4>)> {
         let mut generation = self.model.start(&self.request)?;
-        while generation.done() < generation.steps() {
-            generation.next();
-        }
-        let codes = generation.codes();
+        let codes = generation.finish()?;
         // What generating needs is given back before the decoder needs memory.
         drop(generation);
-        let images = self.decoder.decode(&codes);
+        let images = self.decoder.decode(&codes)?;
         Ok((codes, images))
     }
 }
@@ -151,7 +150,7 @@ impl Lesson for Train {
     type Model = Var;
 
     fn loss(&self, model: &Var) -> Result<Tensor<1>> {
-        Ok(model.predictions(Codes::Discrete(self.codes.clone()), &self.conditions)?.loss().loss)
+        Ok(model.predictions(Codes::Discrete(self.codes.clone()), &self.conditions, 0)?.loss().loss)
     }
 
     fn watched(model: &Var) -> Result<Tensor<2>> {

@@ -5,9 +5,9 @@ use super::{Outputs, Task};
 use crate::rows::Row;
 use burn::tensor::{Device, Int, Tensor};
 use smalti::base::{Error, Result};
+use smalti::models::Codes;
 use smalti::models::checkpoint::Rules;
 use smalti::models::tokenizers::{TokenizerConfig, TokenizerModel};
-use smalti::models::{Codes, Tokenizer};
 use std::path::Path;
 
 /// The row's tokenizer with the shared weights.
@@ -31,14 +31,17 @@ impl Encode {
     }
 
     fn codes(&self) -> Result<Tensor<2, Int>> {
-        let codes = self.model.encode(self.images.clone()).discrete();
+        let codes = self.model.encode(self.images.clone())?.discrete();
         codes.ok_or_else(|| Error::invalid("vqgan", "its codes are not discrete"))
     }
 }
 
 impl Task for Encode {
     fn check(&mut self) -> Result<Outputs> {
-        let latents = inputs::floats(self.model.latents(self.images.clone()));
+        let TokenizerModel::Vqgan(model) = &self.model else {
+            return Err(Error::invalid("vqgan", "the row's tokenizer is of another kind"));
+        };
+        let latents = inputs::floats(model.latents(self.images.clone()));
         Ok(inputs::outputs([("latents", latents), ("codes", inputs::ints(self.codes()?))]))
     }
 
@@ -65,11 +68,11 @@ impl Decode {
 
 impl Task for Decode {
     fn check(&mut self) -> Result<Outputs> {
-        Ok(inputs::outputs([("images", inputs::floats(self.model.decode(&self.codes)))]))
+        Ok(inputs::outputs([("images", inputs::floats(self.model.decode(&self.codes)?))]))
     }
 
     fn run(&mut self) -> Result<()> {
-        std::hint::black_box(self.model.decode(&self.codes).into_data());
+        std::hint::black_box(self.model.decode(&self.codes)?.into_data());
         Ok(())
     }
 }

@@ -56,9 +56,9 @@ type NamedBytes = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
 /// The tensors that hold the tokens of rows that fit the spec.
 fn token_tensors(rows: &[TokenRow], spec: &TokenSpec) -> Vec<NamedBytes> {
-    match spec.kind {
+    match &spec.kind {
         TokenKind::Discrete { vocabulary } => {
-            let wide = vocabulary > NARROW;
+            let wide = vocabulary.most() > NARROW;
             let mut bytes = Vec::with_capacity(rows.len() * spec.length() * if wide { 4 } else { 2 });
             for row in rows {
                 let RowTokens::Discrete(codes) = &row.tokens else { continue };
@@ -79,7 +79,7 @@ fn token_tensors(rows: &[TokenRow], spec: &TokenSpec) -> Vec<NamedBytes> {
                 all_means.extend(means.iter().flat_map(half));
                 all_deviations.extend(deviations.iter().flat_map(half));
             }
-            let shape = vec![rows.len(), spec.length(), channels];
+            let shape = vec![rows.len(), spec.length(), *channels];
             let certain = rows.iter().all(is_certain);
             let mut tensors = vec![("means", Dtype::F16, shape.clone(), all_means)];
             tensors.extend((!certain).then_some(("deviations", Dtype::F16, shape, all_deviations)));
@@ -143,15 +143,15 @@ impl Shard {
             Ok(header + 8 + start..header + 8 + end)
         };
         let places = [rows, spec.length()];
-        let (length, tokens) = match spec.kind {
-            TokenKind::Discrete { vocabulary } if vocabulary > NARROW => {
+        let (length, tokens) = match &spec.kind {
+            TokenKind::Discrete { vocabulary } if vocabulary.most() > NARROW => {
                 (spec.length(), TokenBytes::Wide(find("codes", Dtype::U32, Some(&places))?))
             }
             TokenKind::Discrete { .. } => {
                 (spec.length(), TokenBytes::Narrow(find("codes", Dtype::U16, Some(&places))?))
             }
             TokenKind::Continuous { channels } => {
-                let shape = [rows, spec.length(), channels];
+                let shape = [rows, spec.length(), *channels];
                 let means = find("means", Dtype::F16, Some(&shape))?;
                 let uncertain = metadata.info("deviations").is_some();
                 let deviations = uncertain.then(|| find("deviations", Dtype::F16, Some(&shape))).transpose()?;

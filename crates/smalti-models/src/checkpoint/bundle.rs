@@ -319,7 +319,9 @@ pub fn read_weights<M: Module>(bundle: &BundlePaths, part: Part, module: M) -> R
 /// # Errors
 /// As [`load_without`].
 pub fn read_decoder(bundle: &BundlePaths, tokenizer: TokenizerModel) -> Result<TokenDecoder> {
-    load_without(tokenizer, &bundle.weights(Part::Tokenizer), &TokenizerModel::only_encodes).map(TokenDecoder::new)
+    let paths = tokenizer.encoder_paths();
+    let only_encodes = |path: &str| paths.iter().any(|part| path.starts_with(part));
+    load_without(tokenizer, &bundle.weights(Part::Tokenizer), &only_encodes).map(TokenDecoder::new)
 }
 
 /// [`read_weights`] for inference on the CPU, with packed dense layers.

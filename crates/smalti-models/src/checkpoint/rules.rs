@@ -345,6 +345,11 @@ impl Plan<'_> {
     pub fn dropped(&self) -> &[String] {
         &self.dropped
     }
+
+    /// The tensors of the source that one of ours is made of, in order; none if there is no such tensor.
+    pub fn origins(&self, name: &str) -> Vec<&str> {
+        self.steps.get(name).into_iter().flatten().map(|step| step.from.as_str()).collect()
+    }
 }
 
 impl Source for Plan<'_> {

@@ -4,20 +4,27 @@
 //! There is no official code; the layout is that of GPT with MAR's embeddings and blocks. The condition comes first, and
 //! each token is told where the next one is.
 
+use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
+use super::condition_vectors::{id_rows, ids_of};
 use super::denoiser::{Denoiser, DiffusionConfig, Drawing, Place, draw_noise};
-use super::vectors::{
-    ConditionVectors, EPSILON, StackConfig, TABLE, VectorSize, id_rows, ids_of, index, upload_vectors,
+use super::request::Subject;
+use super::upload::{index, rows_of, upload_vectors};
+use super::{
+    Condition, ConditionVectors, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Request,
+    vectors_of,
 };
-use super::{Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, vectors_of};
 use crate::Codes;
+use crate::role::Described;
 use crate::sampling::{GuidanceSchedule, Sampling, Seeded, VectorDraws};
+use crate::systems::Facts;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Result, Rng, TokenSpec, rng::Stream};
+use smalti_base::{Result, Rng, TokenSpec};
 use smalti_nn::attention::Visible;
 use smalti_nn::cache::{Cache, KeyValueCache};
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
+use smalti_nn::init::Init;
 use smalti_nn::positions::LearnedPositions;
 use smalti_nn::transformer::Block;
 use smalti_nn::vit::xavier;
@@ -41,7 +48,7 @@ pub struct CausalMarConfig {
     pub tokens: TokenSpec,
     /// What it is conditioned on: a class or nothing.
     #[serde(default)]
-    pub condition: ConditionConfig,
+    pub condition: Conditions,
     /// How often training hides the condition, 0..=1. Guidance needs it above 0.
     #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub condition_dropout: f32,
@@ -67,7 +74,19 @@ fn four() -> usize {
     4
 }
 
+/// Epsilon of all norms.
+const EPSILON: f64 = 1e-6;
+/// Deviation of the first tables.
+const TABLE: Init = Init::Normal(0.02);
 const PLACE: &str = "causal_mar";
+
+impl Described for CausalMarConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2406.11838",
+        tokens: "grid, sequence, of vectors",
+        about: "decoder-only transformer with MAR's diffusion loss, one token after another in raster or random order",
+    };
+}
 
 impl CausalMarConfig {
     /// A model with the first values of MAR.
@@ -76,26 +95,29 @@ impl CausalMarConfig {
     /// [`smalti_base::Error::Invalid`] or [`smalti_base::Error::Unsupported`] for settings out of range.
     pub fn init(&self, device: &Device) -> Result<CausalMar> {
         let dropout = [self.dropout, self.attention_dropout];
-        let channels = VectorSize {
+        Blueprint {
             place: PLACE,
+            predicts: Predicts::Vectors,
             tokens: &self.tokens,
+            takes: Takes::Class,
             condition: &self.condition,
             condition_dropout: self.condition_dropout,
             stacks: &[self.decoder],
             mlp_ratio: self.mlp_ratio,
             dropout,
-            diffusion: &self.diffusion,
         }
         .validate()?;
+        self.diffusion.check(PLACE)?;
+        let channels = self.channels();
         let (length, width) = (self.tokens.length(), self.decoder.width);
         let places = || LearnedPositions::new(length, width, TABLE, device);
         Ok(CausalMar {
-            condition: ConditionVectors::new(&self.condition, width, device),
+            condition: ConditionVectors::new(&self.condition, width, TABLE, device),
             input: Dense::new(channels, width, xavier(channels, width), device),
             positions: places(),
             sources: (self.order == TokenOrder::Random).then(places),
             input_norm: TokenNorm::new(width, EPSILON, device),
-            blocks: self.decoder.init(self.mlp_ratio, dropout, device),
+            blocks: self.decoder.init(EPSILON, self.mlp_ratio, dropout, device),
             norm: TokenNorm::new(width, EPSILON, device),
             output_positions: places(),
             denoiser: self.diffusion.init(channels, width, device),
@@ -105,6 +127,16 @@ impl CausalMarConfig {
 
     fn channels(&self) -> usize {
         self.tokens.channels().unwrap_or_default()
+    }
+}
+
+impl GeneratorSettings for CausalMarConfig {
+    fn tokens(&self) -> &TokenSpec {
+        &self.tokens
+    }
+
+    fn conditions(&self) -> &Conditions {
+        &self.condition
     }
 }
 
@@ -161,42 +193,6 @@ impl CausalMar {
         }
     }
 
-    /// See [`super::GeneratorModel::loss`]: the mean diffusion loss of all tokens.
-    ///
-    /// # Errors
-    /// [`smalti_base::Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
-        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
-        let orders: Vec<Vec<usize>> = conditions.iter().map(|_| self.order(|n| stream.permutation(n))).collect();
-        let [b, length, c] = tokens.dims();
-        let n = self.config.diffusion.repeats * b * length;
-        let (t, noise) = draw_noise(stream, n, c, self.config.diffusion.steps);
-        let noise = Tensor::from_data(TensorData::new(noise, [n, c]), &tokens.device());
-        let dropout = Some((self.config.condition_dropout, stream));
-        let ids = self.config.condition.batch(conditions, dropout, &tokens.device())?;
-        Ok(GeneratorLoss { loss: self.ordered_loss(tokens, ids, &orders, &t, noise), nats_per_token: None })
-    }
-
-    /// See [`super::GeneratorModel::validation_loss`].
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
-        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
-        let [b, length, c] = tokens.dims();
-        let (mut orders, mut times, mut noise) = (Vec::new(), Vec::new(), Vec::new());
-        for (image, _) in (first_image..).zip(conditions) {
-            let mut stream = Rng::new(0).stream(image, 0);
-            orders.push(self.order(|n| stream.permutation(n)));
-            let (t, values) = draw_noise(&mut stream, length, c, self.config.diffusion.steps);
-            times.extend(t);
-            noise.extend(values);
-        }
-        let noise = Tensor::from_data(TensorData::new(noise, [b * length, c]), &tokens.device());
-        let ids = self.config.condition.batch(conditions, None, &tokens.device())?;
-        Ok(GeneratorLoss { loss: self.ordered_loss(tokens, ids, &orders, &times, noise), nats_per_token: None })
-    }
-
     /// The loss with given orders, timesteps and noise.
     ///
     /// # Shapes
@@ -229,9 +225,8 @@ impl CausalMar {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, mut draws: Box<dyn VectorDraws>) -> Result<CausalMarGeneration> {
-        let CausalMarConfig { tokens, condition, condition_dropout, .. } = &self.config;
-        let known = request.check_vectors(tokens, condition, *condition_dropout)?;
-        let (length, channels) = (tokens.length(), self.config.channels());
+        let known = request.check_vectors(&Subject::of(&self.config, self.config.condition_dropout))?;
+        let (length, channels) = (self.config.tokens.length(), self.config.channels());
         // A packed model is for inference already, and would be unpacked by `valid`.
         let model = if self.input.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.condition.none.val().device();
@@ -247,7 +242,7 @@ impl CausalMar {
             images.push(Image { values, order, known: known.iter().map(Option::is_some).collect() });
         }
         Ok(CausalMarGeneration {
-            ids: ids_of(condition, request)?,
+            ids: ids_of(&self.config.condition, request)?,
             caches: (0..self.config.decoder.depth).map(|_| KeyValueCache::new(length, 0)).collect(),
             sampling: request.sampling.clone(),
             model,
@@ -264,7 +259,7 @@ impl CausalMar {
 /// The tokens `[b, length, c]` in these places of each image, `[b, n, c]`.
 fn in_order(tokens_blc: Tensor<3>, places: &[Vec<usize>]) -> Tensor<3> {
     let [b, length, c] = tokens_blc.dims();
-    let rows = super::vectors::rows_of(places, length);
+    let rows = rows_of(places, length);
     let n = rows.len() / b.max(1);
     let device = tokens_blc.device();
     tokens_blc.reshape([b * length, c]).select(0, index(rows, &device)).reshape([b, n, c])
@@ -278,16 +273,44 @@ fn at_places(table: &LearnedPositions, places: &[Vec<usize>]) -> Tensor<3> {
     table.select(0, index(places.concat(), &device)).reshape([places.len(), n, width])
 }
 
-impl Pack for CausalMar {
+impl Generator for CausalMar {
+    fn settings(&self) -> &dyn GeneratorSettings {
+        &self.config
+    }
+
+    /// The mean diffusion loss of all tokens.
+    fn loss(&self, codes: Codes, conditions: &[Condition], draw: &mut Draw<'_>) -> Result<GeneratorLoss> {
+        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
+        let stream = &mut *draw.stream;
+        let orders: Vec<Vec<usize>> = conditions.iter().map(|_| self.order(|n| stream.permutation(n))).collect();
+        let [b, length, c] = tokens.dims();
+        let n = self.config.diffusion.repeats * b * length;
+        let (t, noise) = draw_noise(stream, n, c, self.config.diffusion.steps);
+        let noise = Tensor::from_data(TensorData::new(noise, [n, c]), &tokens.device());
+        let dropout = Some((self.config.condition_dropout, stream));
+        let ids = self.config.condition.batch(conditions, dropout, &tokens.device())?;
+        Ok(GeneratorLoss { loss: self.ordered_loss(tokens, ids, &orders, &t, noise), nats_per_token: None })
+    }
+
+    fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
+        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
+        let [b, length, c] = tokens.dims();
+        let (mut orders, mut times, mut noise) = (Vec::new(), Vec::new(), Vec::new());
+        for (image, _) in (first_image..).zip(conditions) {
+            let mut stream = Rng::new(0).stream(image, 0);
+            orders.push(self.order(|n| stream.permutation(n)));
+            let (t, values) = draw_noise(&mut stream, length, c, self.config.diffusion.steps);
+            times.extend(t);
+            noise.extend(values);
+        }
+        let noise = Tensor::from_data(TensorData::new(noise, [b * length, c]), &tokens.device());
+        let ids = self.config.condition.batch(conditions, None, &tokens.device())?;
+        Ok(GeneratorLoss { loss: self.ordered_loss(tokens, ids, &orders, &times, noise), nats_per_token: None })
+    }
+
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
         let blocks = self.blocks.iter_mut().flat_map(Pack::dense_layers);
         blocks.chain([&mut self.input]).chain(self.denoiser.dense_layers()).collect()
-    }
-}
-
-impl Generator for CausalMar {
-    fn spec(&self) -> &TokenSpec {
-        &self.config.tokens
     }
 
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
@@ -312,7 +335,8 @@ pub struct CausalMarGeneration {
     device: Device,
     sampling: Sampling,
     drawing: Drawing,
-    ids: Vec<usize>,
+    /// Condition of each image, and what guidance leads away from.
+    ids: Vec<[usize; 2]>,
     caches: Vec<KeyValueCache>,
     images: Vec<Image>,
     draws: Box<dyn VectorDraws>,
@@ -333,8 +357,7 @@ impl CausalMarGeneration {
         };
         let mut parts = Vec::new();
         if first == 0 {
-            let null = guided.then(|| self.model.config.condition.null());
-            parts.push(self.model.condition.forward(id_rows(&self.ids, null, &self.device)));
+            parts.push(self.model.condition.forward(id_rows(&self.ids, guided, &self.device)));
         }
         if self.fed < self.done {
             let new = self.images.iter().map(|image| {
@@ -357,7 +380,7 @@ impl CausalMarGeneration {
         (self.model.norm.forward(x.narrow(1, n - 1, 1)) + here).squeeze_dim(1)
     }
 
-    fn sample(&mut self) {
+    fn sample(&mut self) -> Result<()> {
         let z = self.condition();
         let (n, length) = (self.images.len(), self.model.config.tokens.length());
         let unknown: Vec<usize> =
@@ -371,11 +394,12 @@ impl CausalMarGeneration {
         let z = z.select(0, index(rows, &self.device));
         let place = |image: usize| Place { image, place: self.images[image].order[self.done] };
         let places: Vec<Place> = unknown.iter().map(|image| place(*image)).collect();
-        let found = self.drawing.draw(z, guidance, &places, self.done, &mut *self.draws);
+        let found = self.drawing.draw(z, guidance, &places, self.done, &mut *self.draws)?;
         let channels = self.model.config.channels();
         for (token, at) in found.chunks_exact(channels).zip(places) {
             self.images[at.image].values[at.place * channels..][..channels].copy_from_slice(token);
         }
+        Ok(())
     }
 }
 
@@ -388,15 +412,16 @@ impl Generation for CausalMarGeneration {
         self.done
     }
 
-    fn next(&mut self) {
+    fn step(&mut self) -> Result<()> {
         if self.done == self.steps() {
-            return;
+            return Ok(());
         }
         if self.images.iter().any(|image| !image.known[image.order[self.done]]) {
             let device = self.device.clone();
-            smalti_kernels::on_pool(&device, || self.sample());
+            smalti_kernels::on_pool(&device, || self.sample())?;
         }
         self.done += 1;
+        Ok(())
     }
 
     fn codes(&self) -> Codes {

@@ -1,8 +1,9 @@
 //! MAR's diffusion loss: a small network that models the distribution of one vector, given what a transformer says of its
 //! place (arXiv 2406.11838). It replaces the softmax over a codebook.
 
-use super::diffusion::{Diffusion, NoiseSchedule, Respacing, RowLosses};
-use crate::sampling::{Sampling, VectorDraws, guide, to_host};
+use super::diffusion::{Diffusion, NoiseSchedule, RowLosses};
+use crate::host;
+use crate::sampling::{Respacing, Sampling, VectorDraws, guide};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -309,7 +310,7 @@ impl Drawing {
         places: &[Place],
         step: usize,
         draws: &mut dyn VectorDraws,
-    ) -> Vec<f32> {
+    ) -> Result<Vec<f32>> {
         let (n, c) = (places.len(), self.denoiser.input.weight.lazy_shape()[0]);
         let device = z.device();
         let mut noise = |moment: usize| {
@@ -349,7 +350,7 @@ impl Drawing {
                 Sampler::Ddim { eta } => self.diffusion.ddim(x, found, t, step_noise, eta * self.temperature),
             };
         }
-        to_host(x)
+        host::floats(x)
     }
 
     /// What the layers are told at some timesteps, one after the other, for the embedded conditions `[1, n, w]`.

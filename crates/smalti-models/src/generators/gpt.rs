@@ -7,12 +7,17 @@
 //! Pictures larger than the model's grid are made through a window of its size that follows the next token (section 3.2 of
 //! the paper).
 
+use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
+use super::request::Subject;
+use super::upload::upload;
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, TokenOrder, codes_of,
-    request::upload,
+    Abilities, Condition, ConditionConfig, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings,
+    Predictions, Request, TokenOrder, codes_of,
 };
-use crate::Codes;
-use crate::sampling::{Draws, Sampling, Seeded, decide_rows, filter, guide, to_host};
+use crate::role::Described;
+use crate::sampling::{Draws, Sampling, Seeded, decide_rows, filter, guide};
+use crate::systems::Facts;
+use crate::{Codes, host};
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -33,7 +38,7 @@ pub struct GptConfig {
     pub tokens: TokenSpec,
     /// What it is conditioned on.
     #[serde(default)]
-    pub condition: ConditionConfig,
+    pub condition: Conditions,
     /// How often training hides the condition, 0..=1. Guidance needs it above 0.
     #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub condition_dropout: f32,
@@ -55,6 +60,9 @@ pub struct GptConfig {
     /// Whether the condition's tokens see each other in both directions.
     #[serde(default)]
     pub visible_prefix: bool,
+    /// How many of them do, from the first; all if it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visible_places: Option<usize>,
     /// The order in which the tokens are predicted.
     #[serde(default)]
     pub order: TokenOrder,
@@ -80,12 +88,20 @@ fn one() -> f32 {
     1.0
 }
 
+impl Described for GptConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2012.09841",
+        tokens: "grid, sequence",
+        about: "decoder-only transformer, one token after another; larger pictures through a sliding window (VQGAN)",
+    };
+}
+
 impl GptConfig {
     /// minGPT's network over these tokens, with a condition that has its own table, and no dropout of any kind.
-    pub fn new(tokens: TokenSpec, condition: ConditionConfig, width: usize, depth: usize, heads: usize) -> Self {
+    pub fn new(tokens: TokenSpec, condition: impl Into<Conditions>, width: usize, depth: usize, heads: usize) -> Self {
         Self {
             tokens,
-            condition,
+            condition: condition.into(),
             condition_dropout: 0.0,
             width,
             depth,
@@ -94,6 +110,7 @@ impl GptConfig {
             dropout: 0.0,
             attention_dropout: 0.0,
             visible_prefix: false,
+            visible_places: None,
             order: TokenOrder::Raster,
             shared_table: false,
             start_token: 0,
@@ -107,15 +124,14 @@ impl GptConfig {
     /// # Errors
     /// [`smalti_base::Error::Invalid`] or [`smalti_base::Error::Unsupported`] for settings out of range.
     pub fn init(&self, device: &Device) -> Result<Gpt> {
-        Size {
+        Blueprint {
             place: "gpt",
+            predicts: Predicts::FlatCodes,
             tokens: &self.tokens,
-            pyramid: false,
+            takes: Takes::Ids,
             condition: &self.condition,
             condition_dropout: self.condition_dropout,
-            width: self.width,
-            depth: self.depth,
-            heads: self.heads,
+            stacks: &[StackConfig::new(self.width, self.depth, self.heads)],
             mlp_ratio: self.mlp_ratio,
             dropout: [self.dropout, self.attention_dropout],
         }
@@ -135,7 +151,7 @@ impl GptConfig {
         };
         Ok(Gpt {
             condition: (!self.shared_table)
-                .then(|| TokenEmbedding::new(self.condition.null() + 1, self.width, init, device)),
+                .then(|| TokenEmbedding::new(self.condition.rows(), self.width, init, device)),
             tokens: TokenEmbedding::new(self.codes(), self.width, init, device),
             positions: LearnedPositions::new(
                 self.block_size.unwrap_or_else(|| self.places()),
@@ -160,11 +176,20 @@ impl GptConfig {
         if let Some(places) = self.block_size.filter(|places| *places < self.places()) {
             return refuse(format!("block_size = {places}, but condition and tokens need {}", self.places()));
         }
+        if let Some(places) =
+            self.visible_places.filter(|places| !self.visible_prefix || *places > self.condition.length())
+        {
+            return refuse(format!(
+                "visible_places = {places}; expected visible_prefix and at most the condition's {} tokens",
+                self.condition.length()
+            ));
+        }
         if !self.shared_table {
             return Ok(());
         }
-        let (ids, codes) = (self.condition.null(), self.codes());
-        match &self.condition {
+        let condition = self.condition.single("gpt with shared_table")?;
+        let (ids, codes) = (condition.null(), self.codes());
+        match condition {
             _ if self.start_token >= codes => refuse(format!("start_token = {} is not in 0..{codes}", self.start_token)),
             ConditionConfig::Text { .. } => {
                 refuse("shared_table with text: padding needs a null vector, which only an own table has".into())
@@ -179,7 +204,7 @@ impl GptConfig {
     }
 
     /// Tokens and condition of pictures with another grid of tokens.
-    fn on_grid(&self, grid: (usize, usize)) -> Result<(TokenSpec, ConditionConfig)> {
+    fn on_grid(&self, grid: (usize, usize)) -> Result<(TokenSpec, Conditions)> {
         let refuse = |problem: String, hint: &str| Err(Error::invalid_hint("request: grid", problem, hint));
         let Layout::Grid { h, w } = self.tokens.layout else {
             return refuse(format!("the tokens are a {}", self.tokens.layout), "a window can only slide over a grid");
@@ -191,7 +216,7 @@ impl GptConfig {
             let hint = format!("ask for at least {h}x{w}, the generator's own grid");
             return refuse(format!("{}x{} tokens", grid.0, grid.1), &hint);
         }
-        let condition = match self.condition {
+        let condition = match *self.condition.single("a window of gpt")? {
             ConditionConfig::Codes { codes, h: rows, w: columns } if (rows, columns) == (h, w) => {
                 ConditionConfig::Codes { codes, h: grid.0, w: grid.1 }
             }
@@ -203,27 +228,27 @@ impl GptConfig {
             }
             ref other => other.clone(),
         };
-        Ok((self.tokens.on_grid(grid.0, grid.1), condition))
+        Ok((self.tokens.on_grid(grid.0, grid.1), condition.into()))
     }
 
     /// The ids of a batch of conditions, each dropped with probability `dropout`, `[b, length]`.
     fn condition_ids(
         &self,
-        config: &ConditionConfig,
+        config: &Conditions,
         conditions: &[Condition],
         dropout: Option<(f32, &mut Stream)>,
         device: &Device,
     ) -> Result<Tensor<2, Int>> {
         let ids = config.batch(conditions, dropout, device)?;
-        match config {
-            _ if !self.shared_table => Ok(ids),
-            ConditionConfig::None => Ok(ids.zeros_like() + self.start_token as i32),
-            _ if !config.is_silent() && conditions.contains(&Condition::None) => Err(Error::invalid_hint(
+        match () {
+            () if !self.shared_table => Ok(ids),
+            () if config.is_none() => Ok(ids.zeros_like() + self.start_token as i32),
+            () if !config.is_silent() && conditions.iter().any(Condition::is_none) => Err(Error::invalid_hint(
                 "condition",
                 "none was given, and this generator has no vector for a missing condition",
                 "say what the picture should show",
             )),
-            _ => Ok(ids),
+            () => Ok(ids),
         }
     }
 
@@ -232,9 +257,37 @@ impl GptConfig {
         self.tokens.vocabulary().unwrap_or_default()
     }
 
+    /// How many of so many tokens of the condition see each other.
+    fn visible_places(&self, condition: usize) -> usize {
+        if self.visible_prefix { self.visible_places.unwrap_or(condition).min(condition) } else { 0 }
+    }
+
     /// Length of the longest input: the last image token is never fed.
     fn places(&self) -> usize {
         self.condition.length() + self.tokens.length() - 1
+    }
+}
+
+impl GeneratorSettings for GptConfig {
+    fn tokens(&self) -> &TokenSpec {
+        &self.tokens
+    }
+
+    fn conditions(&self) -> &Conditions {
+        &self.condition
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            slides_a_window: true,
+            needs_a_condition: self.shared_table && !self.condition.is_silent(),
+            ..Abilities::default()
+        }
+    }
+
+    /// The official network has no table for the condition alone.
+    fn official(&self) -> Option<&'static str> {
+        self.shared_table.then_some("vqgan")
     }
 }
 
@@ -288,10 +341,7 @@ impl Gpt {
         if length > 1 {
             x = Tensor::cat(vec![x, self.tokens.forward(codes.narrow(1, 0, length - 1))], 1);
         }
-        let visible = match self.config.visible_prefix {
-            true => Visible::past_and_prefix(x.dims()[1], prefix, &x.device()),
-            false => Visible::Past,
-        };
+        let visible = Visible::past_and_prefix(x.dims()[1], self.config.visible_places(prefix), &x.device());
         x = self.dropout.forward(self.positions.forward(x, 0));
         for block in &self.blocks {
             x = block.forward(x, &visible);
@@ -301,22 +351,6 @@ impl Gpt {
 
     fn embed_condition(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         self.condition.as_ref().unwrap_or(&self.tokens).forward(ids)
-    }
-
-    /// See [`super::GeneratorModel::loss`]: the mean cross-entropy of all image tokens.
-    ///
-    /// # Errors
-    /// [`smalti_base::Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
-        Ok(self.predict(codes, conditions, Some(stream))?.loss())
-    }
-
-    /// See [`super::GeneratorModel::predictions`].
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn predictions(&self, codes: Codes, conditions: &[Condition]) -> Result<Predictions> {
-        self.predict(codes, conditions, None)
     }
 
     /// In training, conditions are hidden and tokens replaced by random numbers of `stream`.
@@ -361,16 +395,20 @@ impl Gpt {
             None => (tokens.clone(), condition.clone()),
             Some(grid) => self.config.on_grid(grid)?,
         };
-        let known = request.check(&tokens, &condition, *condition_dropout)?;
+        let known = request.check(&Subject {
+            tokens: &tokens,
+            conditions: &condition,
+            condition_dropout: *condition_dropout,
+            abilities: self.config.abilities(),
+        })?;
         // A packed model is for inference already, and would be unpacked by `valid`.
         let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.norm.gamma.val().device();
-        let prefix = if self.config.visible_prefix { condition.length() } else { 0 };
+        let prefix = self.config.visible_places(condition.length());
         let window = request.grid.map(|grid| Window { grid, size: self.config.tokens.layout.finest() });
         Ok(GptGeneration {
             condition_rows: self.config.condition_ids(&condition, &request.conditions(), None, &device)?,
-            moves_condition: window.is_some()
-                && matches!(condition, ConditionConfig::Codes { .. } | ConditionConfig::Coordinates { .. }),
+            moves_condition: window.is_some() && condition.all().iter().any(|one| one.length() == tokens.length()),
             caches: (0..self.config.depth).map(|_| KeyValueCache::new(self.config.places(), prefix)).collect(),
             codes: vec![vec![0; tokens.length()]; known.len()],
             sampling: request.sampling.clone(),
@@ -409,15 +447,22 @@ impl Window {
     }
 }
 
-impl Pack for Gpt {
+impl Generator for Gpt {
+    fn settings(&self) -> &dyn GeneratorSettings {
+        &self.config
+    }
+
+    /// The mean cross-entropy of all image tokens.
+    fn loss(&self, codes: Codes, given: &[Condition], draw: &mut Draw<'_>) -> Result<GeneratorLoss> {
+        Ok(self.predict(codes, given, Some(draw.stream))?.loss())
+    }
+
+    fn predictions(&self, codes: Codes, given: &[Condition], _: u64) -> Result<Predictions> {
+        self.predict(codes, given, None)
+    }
+
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
         self.blocks.iter_mut().flat_map(Pack::dense_layers).chain([&mut self.head]).collect()
-    }
-}
-
-impl Generator for Gpt {
-    fn spec(&self) -> &TokenSpec {
-        &self.config.tokens
     }
 
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
@@ -511,21 +556,24 @@ impl GptGeneration {
         })
     }
 
-    fn sample(&mut self) {
+    fn sample(&mut self) -> Result<()> {
         let (device, place) = (self.device.clone(), self.place());
         let decided = smalti_kernels::on_pool(&device, || {
-            let mut logits = to_host(self.predict());
-            decide_rows(&mut logits, self.model.config.codes(), |image, row| match self.known[image][place] {
-                Some(code) => code,
-                None => {
-                    filter(row, &self.sampling);
-                    self.draws.token(image, self.done, 0, row) as u32
-                }
-            })
-        });
+            let mut logits = host::floats(self.predict())?;
+            let decided =
+                decide_rows(&mut logits, self.model.config.codes(), |image, row| match self.known[image][place] {
+                    Some(code) => code,
+                    None => {
+                        filter(row, &self.sampling);
+                        self.draws.token(image, self.done, 0, row) as u32
+                    }
+                });
+            Ok(decided)
+        })?;
         for (codes, code) in self.codes.iter_mut().zip(decided) {
             codes[place] = code;
         }
+        Ok(())
     }
 }
 
@@ -538,9 +586,9 @@ impl Generation for GptGeneration {
         self.done
     }
 
-    fn next(&mut self) {
+    fn step(&mut self) -> Result<()> {
         if self.done == self.steps() {
-            return;
+            return Ok(());
         }
         let place = self.place();
         if self.known.iter().all(|known| known[place].is_some()) {
@@ -548,9 +596,10 @@ impl Generation for GptGeneration {
                 codes[place] = known[place].unwrap_or_default();
             }
         } else {
-            self.sample();
+            self.sample()?;
         }
         self.done += 1;
+        Ok(())
     }
 
     fn codes(&self) -> Codes {

@@ -4,19 +4,26 @@
 //! decoder sees them among mask tokens, and says of each masked place what its token should be like; a [`Denoiser`] draws
 //! the token from that. Generating fills an image in a random order, few tokens at first and more at each step.
 
+use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
+use super::condition_vectors::{id_rows, ids_of};
 use super::denoiser::{Denoiser, DiffusionConfig, Drawing, Place, draw_noise};
-use super::vectors::{
-    ConditionVectors, EPSILON, StackConfig, TABLE, VectorSize, id_rows, ids_of, index, rows_of, upload_vectors,
+use super::request::Subject;
+use super::upload::{index, rows_of, upload_vectors};
+use super::{
+    Condition, ConditionVectors, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Request,
+    vectors_of,
 };
-use super::{Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Request, vectors_of};
 use crate::Codes;
+use crate::role::Described;
 use crate::sampling::{GuidanceSchedule, Sampling, Seeded, VectorDraws};
+use crate::systems::Facts;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, Rng, TokenSpec, rng::Stream};
 use smalti_nn::attention::Visible;
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
+use smalti_nn::init::Init;
 use smalti_nn::positions::LearnedPositions;
 use smalti_nn::transformer::Block;
 use smalti_nn::vit::xavier;
@@ -35,7 +42,7 @@ pub struct MarConfig {
     pub tokens: TokenSpec,
     /// What it is conditioned on: a class or nothing.
     #[serde(default)]
-    pub condition: ConditionConfig,
+    pub condition: Conditions,
     /// How often training hides the condition, 0..=1. Guidance needs it above 0.
     #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub condition_dropout: f32,
@@ -74,7 +81,19 @@ fn least_masked() -> f32 {
     0.7
 }
 
+/// Epsilon of all norms.
+const EPSILON: f64 = 1e-6;
+/// Deviation of the first tables.
+const TABLE: Init = Init::Normal(0.02);
 const PLACE: &str = "mar";
+
+impl Described for MarConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2406.11838",
+        tokens: "grid, sequence, of vectors",
+        about: "masked autoencoder with a diffusion loss, tokens filled in in random order, first a few and then many per step (MAR)",
+    };
+}
 
 impl MarConfig {
     /// A model with the official first values.
@@ -87,32 +106,35 @@ impl MarConfig {
             let problem = format!("buffer = {buffer} must be at least 1, and mask_ratio_min = {least} in 0..=1");
             return Err(Error::invalid(PLACE, problem));
         }
-        let channels = VectorSize {
+        Blueprint {
             place: PLACE,
+            predicts: Predicts::Vectors,
             tokens: &self.tokens,
+            takes: Takes::Class,
             condition: &self.condition,
             condition_dropout: self.condition_dropout,
             stacks: &[self.encoder, self.decoder],
             mlp_ratio: self.mlp_ratio,
             dropout: [self.dropout, self.attention_dropout],
-            diffusion: &self.diffusion,
         }
         .validate()?;
+        self.diffusion.check(PLACE)?;
+        let channels = self.channels();
         let (length, dropout) = (self.tokens.length(), [self.dropout, self.attention_dropout]);
         let (from, to) = (self.encoder.width, self.decoder.width);
         let dense = |inputs, outputs| Dense::new(inputs, outputs, xavier(inputs, outputs), device);
         let norm = |width| TokenNorm::new(width, EPSILON, device);
         Ok(Mar {
-            condition: ConditionVectors::new(&self.condition, from, device),
+            condition: ConditionVectors::new(&self.condition, from, TABLE, device),
             input: dense(channels, from),
             encoder_positions: LearnedPositions::new(self.buffer + length, from, TABLE, device),
             input_norm: norm(from),
-            encoder: self.encoder.init(self.mlp_ratio, dropout, device),
+            encoder: self.encoder.init(EPSILON, self.mlp_ratio, dropout, device),
             encoder_norm: norm(from),
             to_decoder: dense(from, to),
             mask: TABLE.param([1, to], device),
             decoder_positions: LearnedPositions::new(self.buffer + length, to, TABLE, device),
-            decoder: self.decoder.init(self.mlp_ratio, dropout, device),
+            decoder: self.decoder.init(EPSILON, self.mlp_ratio, dropout, device),
             decoder_norm: norm(to),
             output_positions: LearnedPositions::new(length, to, TABLE, device),
             denoiser: self.diffusion.init(channels, to, device),
@@ -122,6 +144,20 @@ impl MarConfig {
 
     fn channels(&self) -> usize {
         self.tokens.channels().unwrap_or_default()
+    }
+}
+
+impl GeneratorSettings for MarConfig {
+    fn tokens(&self) -> &TokenSpec {
+        &self.tokens
+    }
+
+    fn conditions(&self) -> &Conditions {
+        &self.condition
+    }
+
+    fn official(&self) -> Option<&'static str> {
+        Some("mar")
     }
 }
 
@@ -231,44 +267,6 @@ impl Mar {
         x + self.output_positions.table.val().select(0, index(to, &device))
     }
 
-    /// See [`super::GeneratorModel::loss`]: the mean diffusion loss of the masked tokens.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
-        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
-        let masked = self.masked_count(self.draw_ratio(stream));
-        let masks: Vec<Vec<usize>> = conditions.iter().map(|_| self.draw_mask(masked, stream)).collect();
-        let diffusion = &self.config.diffusion;
-        let n = diffusion.repeats * masks.len() * masked;
-        let (t, noise) = draw_noise(stream, n, self.config.channels(), diffusion.steps);
-        let dropout = Some((self.config.condition_dropout, stream));
-        let ids = self.config.condition.batch(conditions, dropout, &tokens.device())?;
-        let noise = Tensor::from_data(TensorData::new(noise, [n, self.config.channels()]), &tokens.device());
-        Ok(GeneratorLoss { loss: self.masked_loss(tokens, ids, &masks, &t, noise), nats_per_token: None })
-    }
-
-    /// See [`super::GeneratorModel::validation_loss`]: half way between the least share of masked tokens and all.
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
-        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
-        let masked = self.masked_count((1.0 + f64::from(self.config.mask_ratio_min)) / 2.0);
-        let (c, steps) = (self.config.channels(), self.config.diffusion.steps);
-        let (mut masks, mut times, mut noise) = (Vec::new(), Vec::new(), Vec::new());
-        for (image, _) in (first_image..).zip(conditions) {
-            let mut stream = Rng::new(0).stream(image, 0);
-            masks.push(self.draw_mask(masked, &mut stream));
-            let (t, values) = draw_noise(&mut stream, masked, c, steps);
-            times.extend(t);
-            noise.extend(values);
-        }
-        let noise = Tensor::from_data(TensorData::new(noise, [times.len(), c]), &tokens.device());
-        let ids = self.config.condition.batch(conditions, None, &tokens.device())?;
-        Ok(GeneratorLoss { loss: self.masked_loss(tokens, ids, &masks, &times, noise), nats_per_token: None })
-    }
-
     /// The loss with given masks, timesteps and noise.
     ///
     /// # Shapes
@@ -316,9 +314,8 @@ impl Mar {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, mut draws: Box<dyn VectorDraws>) -> Result<MarGeneration> {
-        let MarConfig { tokens, condition, condition_dropout, .. } = &self.config;
-        let known = request.check_vectors(tokens, condition, *condition_dropout)?;
-        let (length, channels) = (tokens.length(), self.config.channels());
+        let known = request.check_vectors(&Subject::of(&self.config, self.config.condition_dropout))?;
+        let (length, channels) = (self.config.tokens.length(), self.config.channels());
         let steps = request.sampling.steps.unwrap_or(STEPS.min(length));
         if steps > length || request.sampling.first_step > 0 {
             let problem = format!("{steps} steps, the first {} left out", request.sampling.first_step);
@@ -337,7 +334,7 @@ impl Mar {
             images.push(Image { values, unknown: masked.len(), masked });
         }
         Ok(MarGeneration {
-            ids: ids_of(condition, request)?,
+            ids: ids_of(&self.config.condition, request)?,
             sampling: request.sampling.clone(),
             model,
             device,
@@ -355,16 +352,47 @@ fn others(places: &[usize], length: usize) -> Vec<usize> {
     (0..length).filter(|place| places.binary_search(place).is_err()).collect()
 }
 
-impl Pack for Mar {
+impl Generator for Mar {
+    fn settings(&self) -> &dyn GeneratorSettings {
+        &self.config
+    }
+
+    /// The mean diffusion loss of the masked tokens.
+    fn loss(&self, codes: Codes, conditions: &[Condition], draw: &mut Draw<'_>) -> Result<GeneratorLoss> {
+        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
+        let stream = &mut *draw.stream;
+        let masked = self.masked_count(self.draw_ratio(stream));
+        let masks: Vec<Vec<usize>> = conditions.iter().map(|_| self.draw_mask(masked, stream)).collect();
+        let diffusion = &self.config.diffusion;
+        let n = diffusion.repeats * masks.len() * masked;
+        let (t, noise) = draw_noise(stream, n, self.config.channels(), diffusion.steps);
+        let dropout = Some((self.config.condition_dropout, stream));
+        let ids = self.config.condition.batch(conditions, dropout, &tokens.device())?;
+        let noise = Tensor::from_data(TensorData::new(noise, [n, self.config.channels()]), &tokens.device());
+        Ok(GeneratorLoss { loss: self.masked_loss(tokens, ids, &masks, &t, noise), nats_per_token: None })
+    }
+
+    /// Half way between the least share of masked tokens and all.
+    fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
+        let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
+        let masked = self.masked_count((1.0 + f64::from(self.config.mask_ratio_min)) / 2.0);
+        let (c, steps) = (self.config.channels(), self.config.diffusion.steps);
+        let (mut masks, mut times, mut noise) = (Vec::new(), Vec::new(), Vec::new());
+        for (image, _) in (first_image..).zip(conditions) {
+            let mut stream = Rng::new(0).stream(image, 0);
+            masks.push(self.draw_mask(masked, &mut stream));
+            let (t, values) = draw_noise(&mut stream, masked, c, steps);
+            times.extend(t);
+            noise.extend(values);
+        }
+        let noise = Tensor::from_data(TensorData::new(noise, [times.len(), c]), &tokens.device());
+        let ids = self.config.condition.batch(conditions, None, &tokens.device())?;
+        Ok(GeneratorLoss { loss: self.masked_loss(tokens, ids, &masks, &times, noise), nats_per_token: None })
+    }
+
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
         let blocks = self.encoder.iter_mut().chain(&mut self.decoder).flat_map(Pack::dense_layers);
         blocks.chain([&mut self.input, &mut self.to_decoder]).chain(self.denoiser.dense_layers()).collect()
-    }
-}
-
-impl Generator for Mar {
-    fn spec(&self) -> &TokenSpec {
-        &self.config.tokens
     }
 
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
@@ -389,8 +417,8 @@ pub struct MarGeneration {
     device: Device,
     sampling: Sampling,
     drawing: Drawing,
-    /// Condition of each image.
-    ids: Vec<usize>,
+    /// Condition of each image, and what guidance leads away from.
+    ids: Vec<[usize; 2]>,
     images: Vec<Image>,
     draws: Box<dyn VectorDraws>,
     steps: usize,
@@ -425,7 +453,7 @@ impl MarGeneration {
     }
 
     /// One step of images that have as many masked places and fill as many.
-    fn fill(&mut self, group: &[usize], filled: usize) {
+    fn fill(&mut self, group: &[usize], filled: usize) -> Result<()> {
         let Self { model, images, device, .. } = self;
         let config = &model.config;
         let (length, channels) = (config.tokens.length(), config.channels());
@@ -441,8 +469,8 @@ impl MarGeneration {
             wanted.push(ascending(&masked[masked.len() - filled..]));
         }
         let guided = self.sampling.is_guided();
-        let ids: Vec<usize> = group.iter().map(|image| self.ids[*image]).collect();
-        let ids = id_rows(&ids, guided.then(|| config.condition.null()), device);
+        let ids: Vec<[usize; 2]> = group.iter().map(|image| self.ids[*image]).collect();
+        let ids = id_rows(&ids, guided, device);
         let values: Vec<&Vec<f32>> = group.iter().map(|image| &images[*image].values).collect();
         let encoded = model.encode(ids, upload_vectors(&values, channels, device), &visible);
         let z = model.decode(encoded, &visible, &wanted);
@@ -451,7 +479,7 @@ impl MarGeneration {
         let places: Vec<Place> = places
             .flat_map(|(image, wanted)| wanted.iter().map(|place| Place { image: *image, place: *place }))
             .collect();
-        let found = self.drawing.draw(z, guidance, &places, self.done, &mut *self.draws);
+        let found = self.drawing.draw(z, guidance, &places, self.done, &mut *self.draws)?;
         for (token, at) in found.chunks_exact(channels).zip(places) {
             self.images[at.image].values[at.place * channels..][..channels].copy_from_slice(token);
         }
@@ -459,9 +487,10 @@ impl MarGeneration {
             let masked = &mut self.images[image].masked;
             masked.truncate(masked.len() - filled);
         }
+        Ok(())
     }
 
-    fn step(&mut self) {
+    fn fill_all(&mut self) -> Result<()> {
         let last = self.done + 1 == self.steps;
         let kind = |image: usize| {
             let (masked, planned) = (self.images[image].masked.len(), self.planned(image));
@@ -474,8 +503,9 @@ impl MarGeneration {
         kinds.dedup();
         for kind in kinds.into_iter().filter(|(.., filled)| *filled > 0) {
             let group: Vec<usize> = (0..all.len()).filter(|image| all[*image] == kind).collect();
-            self.fill(&group, kind.2);
+            self.fill(&group, kind.2)?;
         }
+        Ok(())
     }
 }
 
@@ -488,13 +518,14 @@ impl Generation for MarGeneration {
         self.done
     }
 
-    fn next(&mut self) {
+    fn step(&mut self) -> Result<()> {
         if self.done == self.steps {
-            return;
+            return Ok(());
         }
         let device = self.device.clone();
-        smalti_kernels::on_pool(&device, || self.step());
+        smalti_kernels::on_pool(&device, || self.fill_all())?;
         self.done += 1;
+        Ok(())
     }
 
     fn codes(&self) -> Codes {

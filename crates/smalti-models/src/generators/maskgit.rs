@@ -5,12 +5,17 @@
 //! for image tokens, classes and the mask, tied to the output. A dropped class is the mask in the class's place. Captions,
 //! which the official model does not have, come first, with a table of their own.
 
+use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
+use super::request::Subject;
+use super::upload::upload;
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, codes_of,
-    request::upload,
+    Condition, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Predictions, Request,
+    codes_of,
 };
-use crate::Codes;
-use crate::sampling::{Draws, Sampling, Schedule, Seeded, decide_rows, filter, guide, log_sum_exp, to_host};
+use crate::role::Described;
+use crate::sampling::{Draws, Sampling, Schedule, Seeded, decide_rows, filter, guide, log_sum_exp};
+use crate::systems::Facts;
+use crate::{Codes, host};
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
@@ -36,7 +41,7 @@ pub struct MaskGitConfig {
     pub tokens: TokenSpec,
     /// What it is conditioned on.
     #[serde(default)]
-    pub condition: ConditionConfig,
+    pub condition: Conditions,
     /// How often training hides the condition, 0..=1. Guidance needs it above 0.
     #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub condition_dropout: f32,
@@ -49,6 +54,9 @@ pub struct MaskGitConfig {
     /// Channels inside a block's MLP, in widths.
     #[serde(default = "four")]
     pub mlp_ratio: usize,
+    /// Channels inside a block's MLP where they are no multiple of the width; then `mlp_ratio` counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<usize>,
     /// Dropout of embeddings and of each branch, 0 <= dropout < 1.
     #[serde(default)]
     pub dropout: f64,
@@ -74,6 +82,14 @@ fn tenth() -> f32 {
     0.1
 }
 
+impl Described for MaskGitConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2202.04200",
+        tokens: "grid, sequence",
+        about: "bidirectional transformer, masked tokens decoded in parallel, the most certain first (MaskGIT)",
+    };
+}
+
 impl MaskGitConfig {
     /// A model with BERT's first values: truncated normal with deviation 0.02, biases 0.
     ///
@@ -86,7 +102,7 @@ impl MaskGitConfig {
         let block = BlockConfig {
             width: self.width,
             heads: self.heads,
-            hidden: self.mlp_ratio * self.width,
+            hidden: self.hidden(),
             norm: NormPlacement::After,
             epsilon: EPSILON,
             activation: Activation::GeluTanh,
@@ -94,10 +110,10 @@ impl MaskGitConfig {
             attention_dropout: self.attention_dropout,
             init,
         };
-        let text = matches!(self.condition, ConditionConfig::Text { .. });
+        let text = self.condition.text().is_some();
         Ok(MaskGit {
             words: TokenEmbedding::new(self.vocabulary(), self.width, init, device),
-            text: text.then(|| TokenEmbedding::new(self.condition.null() + 1, self.width, init, device)),
+            text: text.then(|| TokenEmbedding::new(self.condition.rows(), self.width, init, device)),
             positions: LearnedPositions::new(self.prefix() + self.tokens.length(), self.width, init, device),
             embedding_norm: norm(),
             dropout: DropoutConfig::new(self.dropout).init(),
@@ -118,33 +134,36 @@ impl MaskGitConfig {
             let problem = format!("min_masking_rate = {} is not in 0..=1", self.min_masking_rate);
             return Err(Error::invalid("maskgit", problem));
         }
-        Size {
+        if self.hidden == Some(0) {
+            return Err(Error::invalid("maskgit", "hidden must be at least 1"));
+        }
+        Blueprint {
             place: "maskgit",
+            predicts: Predicts::FlatCodes,
             tokens: &self.tokens,
-            pyramid: false,
+            takes: Takes::ClassOrText,
             condition: &self.condition,
             condition_dropout: self.condition_dropout,
-            width: self.width,
-            depth: self.depth,
-            heads: self.heads,
+            stacks: &[StackConfig::new(self.width, self.depth, self.heads)],
             mlp_ratio: self.mlp_ratio,
             dropout: [self.dropout, self.attention_dropout],
         }
         .validate()
     }
 
+    /// Channels inside a block's MLP.
+    fn hidden(&self) -> usize {
+        self.hidden.unwrap_or(self.mlp_ratio * self.width)
+    }
+
     /// Tokens in front of the image's.
     fn prefix(&self) -> usize {
-        match self.condition {
-            ConditionConfig::None => 0,
-            _ => self.condition.length(),
-        }
+        if self.condition.is_none() { 0 } else { self.condition.length() }
     }
 
     /// Rows of the tied table: image tokens, classes, the mask.
     fn vocabulary(&self) -> usize {
-        let classes = if let ConditionConfig::Class { classes } = self.condition { classes } else { 0 };
-        self.codes() + classes + 1
+        self.codes() + self.condition.classes().unwrap_or_default() + 1
     }
 
     /// Number of codes; 0 for tokens that are refused.
@@ -155,6 +174,16 @@ impl MaskGitConfig {
     /// The id of the mask, the last row of the table.
     pub fn mask_id(&self) -> usize {
         self.vocabulary() - 1
+    }
+}
+
+impl GeneratorSettings for MaskGitConfig {
+    fn tokens(&self) -> &TokenSpec {
+        &self.tokens
+    }
+
+    fn conditions(&self) -> &Conditions {
+        &self.condition
     }
 }
 
@@ -191,14 +220,14 @@ impl MaskGit {
     /// `condition_ids [b, condition length]` (not looked at without a condition), `ids [b, length]` of image tokens or the
     /// mask, to `[b, places, width]`, the condition's places first.
     pub fn features(&self, condition_ids: Tensor<2, Int>, ids: Tensor<2, Int>) -> Tensor<3> {
-        let mut x = match (&self.text, &self.config.condition) {
+        let mut x = match (&self.text, self.config.condition.classes()) {
             (Some(text), _) => Tensor::cat(vec![text.forward(condition_ids), self.words.forward(ids)], 1),
-            (None, ConditionConfig::Class { .. }) => {
+            (None, Some(_)) => {
                 // The null class is one past the last class: the mask's row.
                 let class_ids = condition_ids + self.config.codes() as i32;
                 self.words.forward(Tensor::cat(vec![class_ids, ids], 1))
             }
-            _ => self.words.forward(ids),
+            (None, None) => self.words.forward(ids),
         };
         x = self.dropout.forward(self.embedding_norm.forward(self.positions.forward(x, 0)));
         for block in &self.blocks {
@@ -223,36 +252,6 @@ impl MaskGit {
         let table = self.words.table.val().narrow(0, 0, words);
         let bias = self.head_bias.val().narrow(0, 0, words);
         x.matmul(table.transpose().unsqueeze()) + bias.unsqueeze()
-    }
-
-    /// See [`super::GeneratorModel::loss`]: cross-entropy of the masked tokens over the whole table, a mean over each image's
-    /// masked tokens and then over images.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
-        let codes = codes_of(codes, conditions, &self.config.tokens)?;
-        let masks = conditions.iter().map(|_| self.draw_mask(stream.uniform(), stream)).collect::<Vec<_>>();
-        let dropout = Some((self.config.condition_dropout, stream));
-        let condition_ids = self.config.condition.batch(conditions, dropout, &codes.device())?;
-        Ok(self.masked_loss(codes, condition_ids, &masks, self.config.label_smoothing))
-    }
-
-    /// See [`super::GeneratorModel::predictions`].
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn predictions(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<Predictions> {
-        // Multiples of the golden ratio cover 0..1 evenly, however many images there are.
-        const GOLDEN: f64 = 0.618_033_988_749_894_9;
-        let codes = codes_of(codes, conditions, &self.config.tokens)?;
-        let masks = (first_image..).zip(conditions).map(|(image, _)| {
-            let progress = ((image + 1) as f64 * GOLDEN).fract() as f32;
-            self.draw_mask(progress, &mut Rng::new(0).stream(image, 0))
-        });
-        let masks = masks.collect::<Vec<_>>();
-        let condition_ids = self.config.condition.batch(conditions, None, &codes.device())?;
-        Ok(self.masked_predictions(codes, condition_ids, &masks))
     }
 
     /// Which tokens of one image are masked at `progress` in 0..1.
@@ -309,8 +308,7 @@ impl MaskGit {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<MaskGitGeneration> {
-        let MaskGitConfig { tokens, condition, condition_dropout, .. } = &self.config;
-        let known = request.check(tokens, condition, *condition_dropout)?;
+        let known = request.check(&Subject::of(&self.config, self.config.condition_dropout))?;
         let steps = request.sampling.steps.unwrap_or(STEPS);
         if request.sampling.first_step >= steps {
             let problem = format!("{} leaves none of {steps} steps", request.sampling.first_step);
@@ -320,7 +318,7 @@ impl MaskGit {
         let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.head_bias.val().device();
         Ok(MaskGitGeneration {
-            condition_rows: request.condition_rows(condition, &device)?,
+            condition_rows: request.condition_rows(&self.config.condition, &device)?,
             guesses: known.iter().map(|row| row.iter().map(|code| code.unwrap_or(0)).collect()).collect(),
             unknown: known.iter().map(|row| row.iter().filter(|code| code.is_none()).count()).collect(),
             kept: known,
@@ -334,15 +332,35 @@ impl MaskGit {
     }
 }
 
-impl Pack for MaskGit {
+impl Generator for MaskGit {
+    fn settings(&self) -> &dyn GeneratorSettings {
+        &self.config
+    }
+
+    /// Cross-entropy of the masked tokens over the whole table, a mean over each image's masked tokens and then over images.
+    fn loss(&self, codes: Codes, given: &[Condition], draw: &mut Draw<'_>) -> Result<GeneratorLoss> {
+        let (codes, stream) = (codes_of(codes, given, &self.config.tokens)?, &mut *draw.stream);
+        let masks = given.iter().map(|_| self.draw_mask(stream.uniform(), stream)).collect::<Vec<_>>();
+        let dropout = Some((self.config.condition_dropout, stream));
+        let condition_ids = self.config.condition.batch(given, dropout, &codes.device())?;
+        Ok(self.masked_loss(codes, condition_ids, &masks, self.config.label_smoothing))
+    }
+
+    fn predictions(&self, codes: Codes, given: &[Condition], first_image: u64) -> Result<Predictions> {
+        // Multiples of the golden ratio cover 0..1 evenly, however many images there are.
+        const GOLDEN: f64 = 0.618_033_988_749_894_9;
+        let codes = codes_of(codes, given, &self.config.tokens)?;
+        let masks = (first_image..).zip(given).map(|(image, _)| {
+            let progress = ((image + 1) as f64 * GOLDEN).fract() as f32;
+            self.draw_mask(progress, &mut Rng::new(0).stream(image, 0))
+        });
+        let masks = masks.collect::<Vec<_>>();
+        let condition_ids = self.config.condition.batch(given, None, &codes.device())?;
+        Ok(self.masked_predictions(codes, condition_ids, &masks))
+    }
+
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
         self.blocks.iter_mut().flat_map(Pack::dense_layers).chain([&mut self.head]).collect()
-    }
-}
-
-impl Generator for MaskGit {
-    fn spec(&self) -> &TokenSpec {
-        &self.config.tokens
     }
 
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
@@ -376,7 +394,7 @@ impl MaskGitGeneration {
     }
 
     /// Logits of the image tokens on the host, `[n, length, vocabulary]`, with guidance applied.
-    fn predict(&self, step: usize) -> Vec<f32> {
+    fn predict(&self, step: usize) -> Result<Vec<f32>> {
         let config = &self.model.config;
         let mask = config.mask_id() as u32;
         let mut rows: Vec<Vec<u32>> =
@@ -391,7 +409,7 @@ impl MaskGitGeneration {
             true => guide(x, self.sampling.guidance_at(step, self.steps)),
             false => x,
         };
-        to_host(self.model.against_table(x, config.codes()))
+        host::floats(self.model.against_table(x, config.codes()))
     }
 
     /// A code for a place, and the confidence in it; none where one is decided.
@@ -443,19 +461,21 @@ impl Generation for MaskGitGeneration {
         self.done
     }
 
-    fn next(&mut self) {
+    fn step(&mut self) -> Result<()> {
         if self.done == self.steps() {
-            return;
+            return Ok(());
         }
         let step = self.sampling.first_step + self.done;
         let (places, codes) = (self.model.config.tokens.length(), self.model.config.codes());
         let guesses = smalti_kernels::on_pool(&self.device, || {
-            decide_rows(&mut self.predict(step), codes, |i, row| self.guess(i / places, i % places, step, row))
-        });
+            let mut logits = self.predict(step)?;
+            Ok(decide_rows(&mut logits, codes, |i, row| self.guess(i / places, i % places, step, row)))
+        })?;
         for (image, guesses) in guesses.chunks_exact(places).enumerate() {
             self.decide(image, step, guesses);
         }
         self.done += 1;
+        Ok(())
     }
 
     fn codes(&self) -> Codes {

@@ -1,7 +1,9 @@
 //! Generators: condition to [`Codes`], one decoding step at a time.
 
+mod blueprint;
 pub mod causal_mar;
 pub mod condition;
+mod condition_vectors;
 pub mod denoiser;
 pub mod diffusion;
 pub mod gpt;
@@ -9,64 +11,213 @@ pub mod mar;
 pub mod maskgit;
 pub mod order;
 pub mod request;
+mod upload;
 pub mod var;
-mod vectors;
 
+pub use blueprint::StackConfig;
 pub use causal_mar::{CausalMar, CausalMarConfig};
-pub use condition::ConditionConfig;
+pub use condition::{Condition, ConditionConfig, Conditions, Given, Padding};
+pub use condition_vectors::ConditionVectors;
 pub use gpt::{Gpt, GptConfig};
 pub use mar::{Mar, MarConfig};
 pub use maskgit::{MaskGit, MaskGitConfig};
 pub use order::TokenOrder;
 pub use request::{ImageRequest, Known, Request};
 pub use var::{Var, VarConfig};
-pub use vectors::{ConditionVectors, StackConfig};
 
 use crate::Codes;
-use crate::quantizers::QuantizerModel;
-use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use crate::role::role;
+use crate::tokenizers::Tokenizer;
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
+use smalti_base::{Error, Result, TokenSpec, rng::Stream};
 use smalti_nn::dense::{Dense, Pack};
 
-/// What a picture should show.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Condition {
-    /// Nothing is asked for.
-    None,
-    /// A class, counted from 0.
-    Class(u32),
-    /// Token ids of a caption, without padding.
-    Text(Vec<u32>),
-    /// A code for each place of the image's grid, row by row.
-    Codes(Vec<u32>),
+role! {
+    /// Which generator, with everything that changes the model.
+    GeneratorConfig: GeneratorSettings;
+    /// A generator of any kind.
+    GeneratorModel: Generator;
+    /// What there is.
+    SYSTEMS: Generator;
+    /// Raster-order transformer.
+    "gpt" => Gpt(GptConfig),
+    /// Masked parallel decoding.
+    "maskgit" => MaskGit(MaskGitConfig),
+    /// A token map at each step, coarse to fine.
+    "var" => Var(VarConfig),
+    /// Masked prediction of vectors with a diffusion loss.
+    "mar" => Mar(MarConfig),
+    /// The same, one token after the other.
+    "causal_mar" => CausalMar(CausalMarConfig),
+}
+
+/// What is known of a generator before it has weights.
+pub trait GeneratorSettings {
+    /// The tokens that the generator predicts.
+    fn tokens(&self) -> &TokenSpec;
+
+    /// What it can be conditioned on.
+    fn conditions(&self) -> &Conditions;
+
+    /// What else it can do.
+    fn abilities(&self) -> Abilities {
+        Abilities::default()
+    }
+
+    /// How its training targets are drawn, if they are distributions over the codes.
+    fn soft_targets(&self) -> Option<SoftTargets> {
+        None
+    }
+
+    /// The rules file that exports its weights, if the official layout can hold them.
+    fn official(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// What a generator can do beside drawing tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// It mixes codes by their probabilities ([`Sampling::smooth`](crate::sampling::Sampling::smooth)).
+    pub mixes_codes: bool,
+    /// It makes pictures larger than its own grid, through a window.
+    pub slides_a_window: bool,
+    /// It makes no picture without a condition.
+    pub needs_a_condition: bool,
+    /// It computes with the tokenizer's code vectors; see [`Generator::adopt`].
+    pub reads_code_vectors: bool,
+}
+
+/// Training targets that are distributions over the codes (RQ-VAE, arXiv 2203.01941, section 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoftTargets {
+    /// Of the distribution: squared distances are divided by it.
+    pub temperature: f64,
+    /// Whether the codes that are fed are drawn from it; otherwise they are the nearest ones.
+    #[serde(default = "yes")]
+    pub stochastic: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What a training step draws from.
+#[derive(Debug)]
+pub struct Draw<'a> {
+    /// Random numbers of this step.
+    pub stream: &'a mut Stream,
+    /// The training step, counted from 0.
+    pub step: u64,
+}
+
+impl<'a> Draw<'a> {
+    /// Draws of a step.
+    pub fn new(stream: &'a mut Stream, step: u64) -> Self {
+        Self { stream, step }
+    }
 }
 
 /// Predicts the codes of its spec. It never knows which tokenizer is beside it.
 pub trait Generator: Send + Sync {
+    /// What the model was made from.
+    fn settings(&self) -> &dyn GeneratorSettings;
+
     /// The tokens that this generator predicts.
-    fn spec(&self) -> &TokenSpec;
+    fn spec(&self) -> &TokenSpec {
+        self.settings().tokens()
+    }
 
     /// Begins a generation, which the caller pulls step by step. It runs without gradients and without dropout.
     ///
     /// # Errors
     /// No images, a condition of another kind, a class or token out of range, known tokens of another length, sampling
-    /// settings out of range, or guidance of a generator that was trained without condition dropout.
+    /// settings out of range or of another generator, or guidance of a generator that was trained without condition dropout.
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>>;
+
+    /// The training loss of a batch. Dropped conditions and masks are drawn on the host; dropout inside the network uses the device's
+    /// generator, and acts only on an autodiff device.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the codes are not the spec's, or there is not one fitting condition for each image.
+    fn loss(&self, codes: Codes, given: &[Condition], draw: &mut Draw<'_>) -> Result<GeneratorLoss>;
+
+    /// What the deterministic loss is made from; see [`Self::validation_loss`].
+    ///
+    /// # Errors
+    /// As [`Self::loss`], and [`Error::Unsupported`] by a generator that gives no probabilities.
+    fn predictions(&self, _codes: Codes, _given: &[Condition], _first_image: u64) -> Result<Predictions> {
+        Err(Error::unsupported("probabilities of tokens that are vectors", "compare validation losses instead"))
+    }
+
+    /// The deterministic loss of validation images: no condition is dropped, no label is smoothed. `first_image` is the
+    /// batch's place in the data set, so that the result does not depend on the batch size. Call it on `model.valid()`.
+    ///
+    /// For generators that draw one token after the other or one level after the other it is the exact negative log-likelihood. For
+    /// [`MaskGit`] it is the cross-entropy of the masked tokens, image `i` masked at progress `frac(i / golden ratio)` of the schedule
+    /// in places drawn from seed 0 and `i`. For [`Mar`] and [`CausalMar`] it is the diffusion loss with noise drawn from seed 0 and `i`.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn validation_loss(&self, codes: Codes, given: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
+        Ok(self.predictions(codes, given, first_image)?.loss())
+    }
+
+    /// Takes over what it needs of its tokenizer, such as code vectors; most generators compute with tokens only.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] or [`Error::Unsupported`] if the tokenizer's codes mean something else.
+    fn adopt(&mut self, _tokenizer: &dyn Tokenizer) -> Result<()> {
+        Ok(())
+    }
+
+    /// All of its dense layers, to be packed; see [`Pack`].
+    fn dense_layers(&mut self) -> Vec<&mut Dense>;
 }
 
-/// A generation under way.
+impl Pack for GeneratorModel {
+    fn dense_layers(&mut self) -> Vec<&mut Dense> {
+        Generator::dense_layers(&mut **self)
+    }
+}
+
+/// A generation under way. `Box<dyn Generation>` is an iterator over its steps, each with the number of steps that are done.
 pub trait Generation {
     /// Number of decoding steps in all.
     fn steps(&self) -> usize;
+
     /// Steps done so far.
     fn done(&self) -> usize;
+
     /// Does one step. Does nothing when all steps are done.
-    fn next(&mut self);
+    ///
+    /// # Errors
+    /// What the device returns; the generation then stays where it was.
+    fn step(&mut self) -> Result<()>;
+
     /// The codes so far. Places that are not decided hold the best guess or 0.
     fn codes(&self) -> Codes;
+
+    /// Does all steps that are left; returns the codes.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    fn finish(&mut self) -> Result<Codes> {
+        while self.done() < self.steps() {
+            self.step()?;
+        }
+        Ok(self.codes())
+    }
+}
+
+impl Iterator for dyn Generation + '_ {
+    type Item = Result<usize>;
+
+    fn next(&mut self) -> Option<Result<usize>> {
+        (self.done() < self.steps()).then(|| self.step().map(|()| self.done()))
+    }
 }
 
 /// What a generator loses on a batch. Nothing waits for the device.
@@ -113,259 +264,12 @@ impl Predictions {
     }
 }
 
-/// Which generator, with everything that changes the model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum GeneratorConfig {
-    /// Raster-order transformer.
-    Gpt(GptConfig),
-    /// Masked parallel decoding.
-    #[serde(rename = "maskgit")]
-    MaskGit(MaskGitConfig),
-    /// Masked prediction of vectors with a diffusion loss.
-    Mar(MarConfig),
-    /// The same, one token after the other.
-    CausalMar(CausalMarConfig),
-    /// A token map at each step, coarse to fine.
-    Var(VarConfig),
-}
-
-impl GeneratorConfig {
-    /// A model with fresh parameters.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] with the setting that is out of range; [`Error::Unsupported`] for a layout that the generator
-    /// cannot predict.
-    pub fn init(&self, device: &Device) -> Result<GeneratorModel> {
-        match self {
-            Self::Gpt(config) => Ok(GeneratorModel::Gpt(config.init(device)?)),
-            Self::MaskGit(config) => Ok(GeneratorModel::MaskGit(config.init(device)?)),
-            Self::Mar(config) => Ok(GeneratorModel::Mar(config.init(device)?)),
-            Self::CausalMar(config) => Ok(GeneratorModel::CausalMar(config.init(device)?)),
-            Self::Var(config) => Ok(GeneratorModel::Var(config.init(device)?)),
-        }
-    }
-
-    /// The tokens that the generator predicts.
-    pub fn tokens(&self) -> &TokenSpec {
-        match self {
-            Self::Gpt(config) => &config.tokens,
-            Self::MaskGit(config) => &config.tokens,
-            Self::Mar(config) => &config.tokens,
-            Self::CausalMar(config) => &config.tokens,
-            Self::Var(config) => &config.tokens,
-        }
-    }
-
-    /// What the generator can be conditioned on.
-    pub fn condition(&self) -> &ConditionConfig {
-        match self {
-            Self::Gpt(config) => &config.condition,
-            Self::MaskGit(config) => &config.condition,
-            Self::Mar(config) => &config.condition,
-            Self::CausalMar(config) => &config.condition,
-            Self::Var(config) => &config.condition,
-        }
-    }
-}
-
-/// A generator of any kind.
-#[derive(Module, Debug)]
-#[allow(clippy::large_enum_variant)]
-pub enum GeneratorModel {
-    /// Raster-order transformer.
-    Gpt(Gpt),
-    /// Masked parallel decoding.
-    MaskGit(MaskGit),
-    /// Masked prediction of vectors with a diffusion loss.
-    Mar(Mar),
-    /// The same, one token after the other.
-    CausalMar(CausalMar),
-    /// A token map at each step, coarse to fine.
-    Var(Var),
-}
-
-impl GeneratorModel {
-    /// Takes over what a generator needs of its tokenizer's quantizer: [`Var`] computes with its code vectors, the others
-    /// with tokens only.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] if the codes of a fitting quantizer mean something else.
-    pub fn adopt(self, quantizer: Option<&QuantizerModel>) -> Result<Self> {
-        match (self, quantizer) {
-            (Self::Var(model), Some(QuantizerModel::MultiScale(quantizer))) => Ok(Self::Var(model.adopt(quantizer)?)),
-            (Self::Var(_), _) => Err(Error::unsupported(
-                "var over the tokens of another quantizer than multi_scale",
-                "train a tokenizer with `kind = \"multi_scale\"`",
-            )),
-            (model, _) => Ok(model),
-        }
-    }
-
-    /// The training loss of a batch. Dropped conditions and masks are drawn from `stream`, on the host; dropout inside the
-    /// network uses the device's generator, and acts only on an autodiff device.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if the codes are not the spec's, or there is not one fitting condition for each image.
-    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
-        match self {
-            Self::Gpt(model) => model.loss(codes, conditions, stream),
-            Self::MaskGit(model) => model.loss(codes, conditions, stream),
-            Self::Mar(model) => model.loss(codes, conditions, stream),
-            Self::CausalMar(model) => model.loss(codes, conditions, stream),
-            Self::Var(model) => model.loss(codes, conditions, stream),
-        }
-    }
-
-    /// The deterministic loss of validation images: no condition is dropped, no label is smoothed. `first_image` is the
-    /// batch's place in the data set, so that the result does not depend on the batch size. Call it on `model.valid()`.
-    ///
-    /// For [`Gpt`] and [`Var`] it is the exact negative log-likelihood. For [`MaskGit`] it is the cross-entropy of the masked
-    /// tokens, image `i` masked at progress `frac(i / golden ratio)` of the schedule in places drawn from seed 0 and `i`. For
-    /// [`Mar`] and [`CausalMar`] it is the diffusion loss with noise drawn from seed 0 and `i`.
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
-        match self {
-            Self::Gpt(_) | Self::MaskGit(_) | Self::Var(_) => {
-                Ok(self.predictions(codes, conditions, first_image)?.loss())
-            }
-            Self::Mar(model) => model.validation_loss(codes, conditions, first_image),
-            Self::CausalMar(model) => model.validation_loss(codes, conditions, first_image),
-        }
-    }
-
-    /// What the deterministic loss is made from; see [`Self::validation_loss`].
-    ///
-    /// # Errors
-    /// As [`Self::loss`], and [`Error::Unsupported`] by a generator that gives no probabilities.
-    pub fn predictions(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<Predictions> {
-        match self {
-            Self::Gpt(model) => model.predictions(codes, conditions),
-            Self::MaskGit(model) => model.predictions(codes, conditions, first_image),
-            Self::Mar(_) | Self::CausalMar(_) => {
-                Err(Error::unsupported("probabilities of tokens that are vectors", "compare validation losses instead"))
-            }
-            Self::Var(model) => model.predictions(codes, conditions),
-        }
-    }
-
-    /// The configuration that the model was made with.
-    pub fn config(&self) -> GeneratorConfig {
-        match self {
-            Self::Gpt(model) => GeneratorConfig::Gpt(model.config.clone()),
-            Self::MaskGit(model) => GeneratorConfig::MaskGit(model.config.clone()),
-            Self::Mar(model) => GeneratorConfig::Mar(model.config.clone()),
-            Self::CausalMar(model) => GeneratorConfig::CausalMar(model.config.clone()),
-            Self::Var(model) => GeneratorConfig::Var(model.config.clone()),
-        }
-    }
-}
-
-impl Pack for GeneratorModel {
-    fn dense_layers(&mut self) -> Vec<&mut Dense> {
-        match self {
-            Self::Gpt(model) => model.dense_layers(),
-            Self::MaskGit(model) => model.dense_layers(),
-            Self::Mar(model) => model.dense_layers(),
-            Self::CausalMar(model) => model.dense_layers(),
-            Self::Var(model) => model.dense_layers(),
-        }
-    }
-}
-
-impl Generator for GeneratorModel {
-    fn spec(&self) -> &TokenSpec {
-        match self {
-            Self::Gpt(model) => model.spec(),
-            Self::MaskGit(model) => model.spec(),
-            Self::Mar(model) => model.spec(),
-            Self::CausalMar(model) => model.spec(),
-            Self::Var(model) => model.spec(),
-        }
-    }
-
-    fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
-        if request.sampling.smooth && !matches!(self, Self::Var(_)) {
-            return Err(Error::unsupported("smooth sampling with this generator", "only var can mix codes"));
-        }
-        if request.grid.is_some() && !matches!(self, Self::Gpt(_)) {
-            return Err(Error::unsupported(
-                "pictures of another size by this generator",
-                "only gpt can slide a window",
-            ));
-        }
-        match self {
-            Self::Gpt(model) => Generator::start(model, request),
-            Self::MaskGit(model) => Generator::start(model, request),
-            Self::Mar(model) => Generator::start(model, request),
-            Self::CausalMar(model) => Generator::start(model, request),
-            Self::Var(model) => Generator::start(model, request),
-        }
-    }
-}
-
-/// The numbers that every transformer generator has.
-struct Size<'a> {
-    place: &'a str,
-    tokens: &'a TokenSpec,
-    /// Whether tokens come in levels; otherwise they are one grid or one sequence.
-    pyramid: bool,
-    condition: &'a ConditionConfig,
-    condition_dropout: f32,
-    width: usize,
-    depth: usize,
-    heads: usize,
-    mlp_ratio: usize,
-    dropout: [f64; 2],
-}
-
-impl Size<'_> {
-    fn validate(&self) -> Result<()> {
-        let refuse = |problem: String| Err(Error::invalid(self.place, problem));
-        let (fits, expected) = match self.pyramid {
-            true => (matches!(self.tokens.layout, Layout::Pyramid { .. }), "a pyramid"),
-            false => {
-                let flat = matches!(self.tokens.layout, Layout::Grid { .. } | Layout::Sequence { .. });
-                (flat, "one grid or one sequence")
-            }
-        };
-        if !fits {
-            let hint = format!("its tokens must be {expected}");
-            return Err(Error::unsupported(format!("a {} by {}", self.tokens.layout, self.place), hint));
-        }
-        let Some(vocabulary) = self.tokens.vocabulary() else {
-            return Err(Error::unsupported(
-                format!("{} by {}", self.tokens.kind, self.place),
-                "its tokens must be codes: use `mar` for vectors",
-            ));
-        };
-        if self.tokens.length() == 0 || vocabulary == 0 {
-            return refuse(format!("no tokens to predict in {}", self.tokens));
-        }
-        if [self.width, self.depth, self.heads, self.mlp_ratio].contains(&0) {
-            return refuse("width, depth, heads and mlp_ratio must be at least 1".into());
-        }
-        if !self.width.is_multiple_of(self.heads) {
-            return refuse(format!("width = {} is not a multiple of heads = {}", self.width, self.heads));
-        }
-        if !(0.0..=1.0).contains(&self.condition_dropout) {
-            return refuse(format!("condition_dropout = {} is not in 0..=1", self.condition_dropout));
-        }
-        if let Some(dropout) = self.dropout.iter().find(|dropout| !(0.0..1.0).contains(*dropout)) {
-            return refuse(format!("a dropout of {dropout} is not in 0 <= dropout < 1"));
-        }
-        self.condition.validate(self.place)
-    }
-}
-
 /// The codes of a batch.
 ///
 /// # Errors
 /// [`Error::Invalid`] unless there is one condition and one full row of codes for each image.
 fn codes_of(codes: Codes, conditions: &[Condition], tokens: &TokenSpec) -> Result<Tensor<2, Int>> {
-    let Codes::Discrete(codes) = codes else {
+    let Some(codes) = codes.discrete() else {
         return Err(Error::invalid("generator batch", format!("vectors where the tokens are {}", tokens.kind)));
     };
     let [b, length] = codes.dims();

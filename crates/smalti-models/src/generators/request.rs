@@ -1,8 +1,8 @@
 //! What is asked of a generator, and its checks.
 
-use super::{Condition, ConditionConfig};
+use super::{Abilities, Condition, Conditions, GeneratorSettings};
 use crate::sampling::Sampling;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use smalti_base::{Error, Layout, Result, TokenKind, TokenSpec, Tokens};
 use smalti_nn::Interpolation;
 
@@ -47,10 +47,19 @@ impl Known {
 pub struct ImageRequest {
     /// What it shows.
     pub condition: Condition,
+    /// What guidance leads away from: nothing in particular, or a negative prompt.
+    pub negative: Condition,
     /// Seed of its random draws. A picture depends on its own request only, not on its batch.
     pub seed: u64,
     /// Tokens that are given.
     pub known: Option<Known>,
+}
+
+impl ImageRequest {
+    /// A picture of which no token is given.
+    pub fn new(condition: Condition, seed: u64) -> Self {
+        Self { condition, negative: Condition::none(), seed, known: None }
+    }
 }
 
 /// A batch of pictures to make.
@@ -74,20 +83,15 @@ impl Request {
     ///
     /// # Errors
     /// [`Error::Invalid`] for no images, sampling settings out of range, conditions of another kind or out of range, known
-    /// tokens of another number or out of range; [`Error::Unsupported`] for guidance of a generator that was not trained
-    /// without its condition.
-    pub(super) fn check(
-        &self,
-        tokens: &TokenSpec,
-        condition: &ConditionConfig,
-        condition_dropout: f32,
-    ) -> Result<Vec<Vec<Option<u32>>>> {
-        self.check_all(tokens, condition, condition_dropout)?;
+    /// tokens of another number or out of range; [`Error::Unsupported`] for what the generator cannot do, and for guidance of one that
+    /// was not trained without its condition.
+    pub(super) fn check(&self, subject: &Subject<'_>) -> Result<Vec<Vec<Option<u32>>>> {
+        self.check_all(subject)?;
         let known = |image: &ImageRequest| match image.known.as_ref().map(|known| (&known.tokens, &known.keep)) {
             Some((Tokens::Discrete(codes), keep)) => {
                 codes.iter().zip(keep).map(|(code, keep)| keep.then_some(*code)).collect()
             }
-            _ => vec![None; tokens.length()],
+            _ => vec![None; subject.tokens.length()],
         };
         Ok(self.images.iter().map(known).collect())
     }
@@ -96,13 +100,8 @@ impl Request {
     ///
     /// # Errors
     /// As [`Self::check`], and [`Error::Unsupported`] for settings that need probabilities of codes.
-    pub(super) fn check_vectors(
-        &self,
-        tokens: &TokenSpec,
-        condition: &ConditionConfig,
-        condition_dropout: f32,
-    ) -> Result<Vec<Vec<Option<Vec<f32>>>>> {
-        self.check_all(tokens, condition, condition_dropout)?;
+    pub(super) fn check_vectors(&self, subject: &Subject<'_>) -> Result<Vec<Vec<Option<Vec<f32>>>>> {
+        self.check_all(subject)?;
         let unsuited = [("top_k", self.sampling.top_k.is_some()), ("top_p", self.sampling.top_p.is_some())];
         if let Some((name, _)) = unsuited.into_iter().find(|(_, given)| *given) {
             return Err(Error::unsupported(
@@ -110,51 +109,84 @@ impl Request {
                 "they have no probabilities to cut: leave it out",
             ));
         }
-        let channels = tokens.channels().unwrap_or(1).max(1);
+        let channels = subject.tokens.channels().unwrap_or(1).max(1);
         let known = |image: &ImageRequest| match image.known.as_ref().map(|known| (&known.tokens, &known.keep)) {
             Some((Tokens::Continuous(values), keep)) => {
                 values.chunks_exact(channels).zip(keep).map(|(token, keep)| keep.then(|| token.to_vec())).collect()
             }
-            _ => vec![None; tokens.length()],
+            _ => vec![None; subject.tokens.length()],
         };
         Ok(self.images.iter().map(known).collect())
     }
 
-    fn check_all(&self, tokens: &TokenSpec, condition: &ConditionConfig, condition_dropout: f32) -> Result<()> {
+    fn check_all(&self, subject: &Subject<'_>) -> Result<()> {
         if self.images.is_empty() {
             return Err(Error::invalid("request", "no images; expected at least 1"));
         }
         self.sampling.validate()?;
-        if self.sampling.is_guided() && (*condition == ConditionConfig::None || condition_dropout == 0.0) {
+        if self.sampling.smooth && !subject.abilities.mixes_codes {
+            return Err(Error::unsupported("smooth sampling with this generator", "only var can mix codes"));
+        }
+        if self.grid.is_some() && !subject.abilities.slides_a_window {
+            return Err(Error::unsupported(
+                "pictures of another size by this generator",
+                "only gpt can slide a window",
+            ));
+        }
+        if self.sampling.is_guided() && (subject.conditions.is_none() || subject.condition_dropout == 0.0) {
             return Err(Error::unsupported(
                 "guidance of a generator that was not trained both with and without a condition",
                 "use guidance 1, or train it with a condition and `condition_dropout` above 0",
             ));
         }
         for image in &self.images {
-            condition.ids(&image.condition)?;
+            subject.conditions.ids(&image.condition)?;
+            subject.conditions.ids(&image.negative)?;
+            if !image.negative.is_none() && !self.sampling.is_guided() {
+                return Err(Error::invalid_hint(
+                    "request",
+                    "a negative condition was given without guidance",
+                    "guidance leads away from it: use a guidance other than 1",
+                ));
+            }
             if let Some(known) = &image.known {
-                known.check(tokens)?;
+                known.check(subject.tokens)?;
             }
         }
         Ok(())
     }
 
-    /// The conditions' ids, and with guidance below them as many rows of null ids, `[n or 2 n, length]`.
+    /// The conditions' ids, and with guidance below them those of what it leads away from, `[n or 2 n, length]`.
     ///
     /// # Errors
-    /// As [`ConditionConfig::ids`].
-    pub(super) fn condition_rows(&self, config: &ConditionConfig, device: &Device) -> Result<Tensor<2, Int>> {
+    /// As [`Conditions::ids`].
+    pub(super) fn condition_rows(&self, config: &Conditions, device: &Device) -> Result<Tensor<2, Int>> {
         config.batch(&self.conditions(), None, device)
     }
 
-    /// The conditions, and with guidance below them as many times none.
+    /// The conditions, and with guidance below them what it leads away from.
     pub(super) fn conditions(&self) -> Vec<Condition> {
         let mut rows: Vec<Condition> = self.images.iter().map(|image| image.condition.clone()).collect();
         if self.sampling.is_guided() {
-            rows.resize(2 * rows.len(), Condition::None);
+            rows.extend(self.images.iter().map(|image| image.negative.clone()));
         }
         rows
+    }
+}
+
+/// What a request is held against.
+pub(super) struct Subject<'a> {
+    pub tokens: &'a TokenSpec,
+    pub conditions: &'a Conditions,
+    pub condition_dropout: f32,
+    pub abilities: Abilities,
+}
+
+impl<'a> Subject<'a> {
+    /// A generator as it is.
+    pub(super) fn of(settings: &'a dyn GeneratorSettings, condition_dropout: f32) -> Self {
+        let (tokens, conditions, abilities) = (settings.tokens(), settings.conditions(), settings.abilities());
+        Self { tokens, conditions, condition_dropout, abilities }
     }
 }
 
@@ -167,14 +199,15 @@ impl Known {
         let problem = |count: usize| {
             format!("{count} tokens and {marks} marks for {length} places; expected one of each for each place")
         };
-        match (&self.tokens, spec.kind) {
+        match (&self.tokens, &spec.kind) {
             (Tokens::Discrete(codes), TokenKind::Discrete { vocabulary }) => {
                 if codes.len() != length || marks != length {
                     return refuse(problem(codes.len()));
                 }
-                let kept = codes.iter().zip(&self.keep).filter(|(_, keep)| **keep);
-                match kept.map(|(code, _)| code).find(|code| **code as usize >= vocabulary) {
-                    Some(code) => refuse(format!("{code} is not in 0..{vocabulary}")),
+                let kept = (0..length).filter(|place| self.keep[*place]);
+                let most = |place: usize| vocabulary.of(spec.layout.part_of(place));
+                match kept.into_iter().find(|place| codes[*place] as usize >= most(*place)) {
+                    Some(place) => refuse(format!("{} is not in 0..{}", codes[place], most(place))),
                     None => Ok(()),
                 }
             }
@@ -185,11 +218,4 @@ impl Known {
             },
         }
     }
-}
-
-/// Rows of codes as a tensor `[rows, n]`.
-pub(super) fn upload(rows: &[Vec<u32>], device: &Device) -> Tensor<2, Int> {
-    let n = rows.first().map_or(0, Vec::len);
-    let flat: Vec<i32> = rows.iter().flatten().map(|code| *code as i32).collect();
-    Tensor::from_data(TensorData::new(flat, [rows.len(), n]), device)
 }

@@ -5,14 +5,20 @@
 //! latents, at that map's size. So the model carries a frozen copy of the quantizer of the tokenizer that it was trained with.
 //! The condition scales and shifts every layer (adaptive layer norm, arXiv 2212.09748).
 
+use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
+use super::request::Subject;
+use super::upload::upload;
 use super::{
-    Condition, ConditionConfig, Generation, Generator, GeneratorLoss, Predictions, Request, Size, codes_of,
-    request::upload,
+    Abilities, Condition, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Predictions,
+    Request, codes_of,
 };
-use crate::Codes;
 use crate::quantizers::multi_scale::{Refinement, tokens};
-use crate::quantizers::{MultiScale, MultiScaleConfig, Quantizer, VqConfig};
-use crate::sampling::{Draws, Sampling, Seeded, decide_rows, filter, guide, softmax, to_host};
+use crate::quantizers::{MultiScale, MultiScaleConfig, Quantizer, QuantizerModel, VqConfig};
+use crate::role::Described;
+use crate::sampling::{Draws, Sampling, Seeded, decide_rows, filter, guide, softmax};
+use crate::systems::Facts;
+use crate::tokenizers::Tokenizer;
+use crate::{Codes, host};
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -21,7 +27,7 @@ use smalti_base::{Error, Layout, Result, TokenSpec, rng::Stream};
 use smalti_kernels::{chunks, gated_residual, modulated_layer_norm, silu};
 use smalti_nn::attention::{SelfAttention, Visible};
 use smalti_nn::cache::GroupCache;
-use smalti_nn::dense::{Dense, Pack, TokenEmbedding};
+use smalti_nn::dense::{Dense, TokenEmbedding};
 use smalti_nn::init::Init;
 use smalti_nn::positions::LearnedPositions;
 use smalti_nn::transformer::{Activation, Mlp};
@@ -39,7 +45,7 @@ pub struct VarConfig {
     pub refinement: Refinement,
     /// What it is conditioned on: nothing or a class.
     #[serde(default)]
-    pub condition: ConditionConfig,
+    pub condition: Conditions,
     /// How often training hides the condition, 0..=1. Guidance needs it above 0.
     #[serde(default, serialize_with = "smalti_base::config::decimal")]
     pub condition_dropout: f32,
@@ -52,6 +58,9 @@ pub struct VarConfig {
     /// Channels inside a block's MLP, in widths.
     #[serde(default = "four")]
     pub mlp_ratio: usize,
+    /// Channels inside a block's MLP where they are no multiple of the width; then `mlp_ratio` counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<usize>,
     /// Whether queries and keys are scaled to unit length.
     #[serde(default = "yes")]
     pub unit_attention: bool,
@@ -94,6 +103,14 @@ const PLACE: &str = "var";
 /// Gains of both branches, scales of both norms, their shifts: the order of the official code.
 const PARTS: usize = 6;
 
+impl Described for VarConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2404.02905",
+        tokens: "pyramid",
+        about: "transformer that predicts a whole token map at each step, coarse to fine (VAR)",
+    };
+}
+
 impl VarConfig {
     /// A model with the official first values. Its quantizer waits for the tokenizer's weights; see [`Var::adopt`].
     ///
@@ -109,7 +126,7 @@ impl VarConfig {
         let (first, length) = (levels[0].0 * levels[0].1, self.tokens.length());
         let quantizer = self.quantizer()?.init(&device.clone().without_autodiff())?;
         Ok(Var {
-            classes: TokenEmbedding::new(self.condition.null() + 1, d, init, device),
+            classes: TokenEmbedding::new(self.condition.rows(), d, init, device),
             start: LearnedPositions::new(first, d, init, device),
             positions: LearnedPositions::new(length, d, init, device),
             levels: TokenEmbedding::new(levels.len(), d, init, device),
@@ -124,7 +141,7 @@ impl VarConfig {
     }
 
     fn block(&self, index: usize, device: &Device) -> VarBlock {
-        let (d, hidden) = (self.width, self.mlp_ratio * self.width);
+        let (d, hidden) = (self.width, self.hidden.unwrap_or(self.mlp_ratio * self.width));
         let std = (1.0 / (3 * d) as f64).sqrt();
         let last = Init::Normal(std / ((2 * self.depth) as f64).sqrt());
         let (gains, others) = (self.first_gain, 0.5);
@@ -161,27 +178,23 @@ impl VarConfig {
 
     fn validate(&self) -> Result<()> {
         let refuse = |problem: String| Err(Error::invalid(PLACE, problem));
-        if matches!(self.condition, ConditionConfig::Text { .. }) {
-            return Err(Error::unsupported(
-                "a caption as the condition of var",
-                "condition it on a class or on nothing",
-            ));
-        }
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return refuse(format!("label_smoothing = {} is not in 0 <= smoothing < 1", self.label_smoothing));
         }
         if !(self.norm_epsilon > 0.0 && self.norm_epsilon < 1.0 && self.first_gain.is_finite()) {
             return refuse(format!("norm_epsilon = {} or first_gain = {}", self.norm_epsilon, self.first_gain));
         }
-        Size {
+        if self.hidden == Some(0) {
+            return refuse("hidden must be at least 1".into());
+        }
+        Blueprint {
             place: PLACE,
+            predicts: Predicts::Pyramid,
             tokens: &self.tokens,
-            pyramid: true,
+            takes: Takes::Class,
             condition: &self.condition,
             condition_dropout: self.condition_dropout,
-            width: self.width,
-            depth: self.depth,
-            heads: self.heads,
+            stacks: &[StackConfig::new(self.width, self.depth, self.heads)],
             mlp_ratio: self.mlp_ratio,
             dropout: [self.drop_path, 0.0],
         }
@@ -207,6 +220,24 @@ impl VarConfig {
             table: VqConfig::new(self.codes(), self.channels),
             refinement: self.refinement,
         })
+    }
+}
+
+impl GeneratorSettings for VarConfig {
+    fn tokens(&self) -> &TokenSpec {
+        &self.tokens
+    }
+
+    fn conditions(&self) -> &Conditions {
+        &self.condition
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { mixes_codes: true, reads_code_vectors: true, ..Abilities::default() }
+    }
+
+    fn official(&self) -> Option<&'static str> {
+        Some("var")
     }
 }
 
@@ -326,8 +357,9 @@ impl Var {
     ///
     /// # Errors
     /// [`Error::Mismatch`] if its codes mean something else.
-    pub fn adopt(self, quantizer: &MultiScale) -> Result<Self> {
-        Ok(Self { quantize: self.quantize.with_weights_of(quantizer)?.no_grad(), ..self })
+    pub fn adopt_quantizer(&mut self, quantizer: &MultiScale) -> Result<()> {
+        self.quantize = self.quantize.clone().with_weights_of(quantizer)?.no_grad();
+        Ok(())
     }
 
     /// What conditions do to the layers.
@@ -402,23 +434,6 @@ impl Var {
         self.predict(x, &modulations)
     }
 
-    /// See [`super::GeneratorModel::loss`]: the mean cross-entropy of all tokens.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if shapes or conditions do not fit.
-    pub fn loss(&self, codes: Codes, conditions: &[Condition], stream: &mut Stream) -> Result<GeneratorLoss> {
-        let predictions = self.conditioned(codes, conditions, Some((self.config.condition_dropout, stream)))?;
-        Ok(predictions.smoothed_loss(self.config.label_smoothing))
-    }
-
-    /// See [`super::GeneratorModel::predictions`].
-    ///
-    /// # Errors
-    /// As [`Self::loss`].
-    pub fn predictions(&self, codes: Codes, conditions: &[Condition]) -> Result<Predictions> {
-        self.conditioned(codes, conditions, None)
-    }
-
     fn conditioned(
         &self,
         codes: Codes,
@@ -445,13 +460,12 @@ impl Var {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<VarGeneration> {
-        let VarConfig { tokens, condition, condition_dropout, .. } = &self.config;
-        let known = request.check(tokens, condition, *condition_dropout)?;
+        let known = request.check(&Subject::of(&self.config, self.config.condition_dropout))?;
         // A packed model is for inference already, and would be unpacked by `valid`.
         let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.quantize.vectors().device();
-        let condition_rows = request.condition_rows(condition, &device)?;
-        let nothing = model.quantize.nearest_to_nothing();
+        let condition_rows = request.condition_rows(&self.config.condition, &device)?;
+        let nothing = model.quantize.nearest_to_nothing()?;
         let row = |known: &Vec<Option<u32>>| known.iter().map(|code| code.unwrap_or(nothing)).collect();
         let sizes = model.sizes();
         let last = sizes.last().copied().unwrap_or_default();
@@ -459,7 +473,7 @@ impl Var {
             modulations: model.modulations(condition_rows),
             places: model.places(),
             // Nothing comes after the last level.
-            caches: model.blocks.iter().map(|_| GroupCache::new(tokens.length() - last)).collect(),
+            caches: model.blocks.iter().map(|_| GroupCache::new(self.length() - last)).collect(),
             codes: known.iter().map(row).collect(),
             sizes,
             sampling: request.sampling.clone(),
@@ -475,7 +489,32 @@ impl Var {
     }
 }
 
-impl Pack for Var {
+impl Generator for Var {
+    fn settings(&self) -> &dyn GeneratorSettings {
+        &self.config
+    }
+
+    /// The mean cross-entropy of all tokens.
+    fn loss(&self, codes: Codes, given: &[Condition], draw: &mut Draw<'_>) -> Result<GeneratorLoss> {
+        let predictions = self.conditioned(codes, given, Some((self.config.condition_dropout, draw.stream)))?;
+        Ok(predictions.smoothed_loss(self.config.label_smoothing))
+    }
+
+    fn predictions(&self, codes: Codes, given: &[Condition], _: u64) -> Result<Predictions> {
+        self.conditioned(codes, given, None)
+    }
+
+    /// The code vectors and convolutions of the tokenizer's quantizer.
+    fn adopt(&mut self, tokenizer: &dyn Tokenizer) -> Result<()> {
+        let Some(QuantizerModel::MultiScale(quantizer)) = tokenizer.quantizer() else {
+            return Err(Error::unsupported(
+                "var over the tokens of another quantizer than multi_scale",
+                "train a tokenizer with `kind = \"multi_scale\"`",
+            ));
+        };
+        self.adopt_quantizer(quantizer)
+    }
+
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
         let blocks = self.blocks.iter_mut().flat_map(|block| {
             let SelfAttention { query, key, value, output, .. } = &mut block.attention;
@@ -487,12 +526,6 @@ impl Pack for Var {
             layers.into_iter().chain(own)
         });
         blocks.chain(&mut self.shared).chain([&mut self.words, &mut self.head_modulation, &mut self.head]).collect()
-    }
-}
-
-impl Generator for Var {
-    fn spec(&self) -> &TokenSpec {
-        &self.config.tokens
     }
 
     fn start(&self, request: &Request) -> Result<Box<dyn Generation + '_>> {
@@ -568,7 +601,7 @@ impl VarGeneration {
     }
 
     /// Decides the next level's tokens; returns its vectors as a map `[n, c, h_k, w_k]`.
-    fn decide(&mut self) -> Tensor<4> {
+    fn decide(&mut self) -> Result<Tensor<4>> {
         let (level, images) = (self.done, self.known.len());
         let places = self.first..self.first + self.sizes[level];
         if self.all_known(places.clone()) {
@@ -581,7 +614,7 @@ impl VarGeneration {
             }
         } else {
             let logits = self.logits.take().unwrap_or_else(|| self.predict());
-            let (mut logits, vocabulary) = (to_host(logits), self.model.config.codes());
+            let (mut logits, vocabulary) = (host::floats(logits)?, self.model.config.codes());
             let decided = decide_rows(&mut logits, vocabulary, |i, row| {
                 self.decide_one(i / places.len(), places.start + i % places.len(), row)
             });
@@ -591,11 +624,12 @@ impl VarGeneration {
             if self.sampling.smooth {
                 let weights = TensorData::new(logits, [images * places.len(), vocabulary]);
                 let weights = Tensor::<2>::from_data(weights, &self.device);
-                return self.model.quantize.map_of_rows(weights.matmul(self.model.quantize.vectors()), images, level);
+                let rows = weights.matmul(self.model.quantize.vectors());
+                return Ok(self.model.quantize.map_of_rows(rows, images, level));
             }
         }
         let rows: Vec<Vec<u32>> = self.codes.iter().map(|codes| codes[places.clone()].to_vec()).collect();
-        self.model.quantize.map_of(upload(&rows, &self.device), level)
+        Ok(self.model.quantize.map_of(upload(&rows, &self.device), level))
     }
 
     /// Decides one token. In smooth generation its logits become the weights of all codes.
@@ -634,19 +668,21 @@ impl Generation for VarGeneration {
         self.done
     }
 
-    fn next(&mut self) {
+    fn step(&mut self) -> Result<()> {
         if self.done == self.steps() {
-            return;
+            return Ok(());
         }
         let device = self.device.clone();
         smalti_kernels::on_pool(&device, || {
-            let map = self.decide();
+            let map = self.decide()?;
             let added = self.model.quantize.contribution(map, self.done);
             self.sum = Some(self.sum.take().map_or(added.clone(), |sum| sum + added));
-        });
+            Ok(())
+        })?;
         self.logits = None;
         self.first += self.sizes[self.done];
         self.done += 1;
+        Ok(())
     }
 
     /// Smooth generation mixes codes, so that only latents come out.
@@ -654,11 +690,8 @@ impl Generation for VarGeneration {
         match (&self.sum, self.sampling.smooth) {
             (Some(sum), true) => Codes::Continuous(tokens(sum.clone())),
             (None, true) => {
-                let (h, w) = self.model.config.tokens.layout.finest();
-                Codes::Continuous(Tensor::zeros(
-                    [self.known.len(), h * w, self.model.quantize.channels()],
-                    &self.device,
-                ))
+                let ((h, w), c) = (self.model.config.tokens.layout.finest(), self.model.quantize.channels());
+                Codes::Continuous(Tensor::zeros([self.known.len(), h * w, c], &self.device))
             }
             (_, false) => Codes::Discrete(upload(&self.codes, &self.device)),
         }

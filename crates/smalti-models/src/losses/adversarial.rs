@@ -109,6 +109,8 @@ pub enum AdversarialKind {
     Vanilla,
     /// The critic's as in `vanilla`, the generator's `mean softplus(-fake)` (StyleGAN2, ViT-VQGAN's public code).
     NonSaturating,
+    /// The critic's is `(mean (1 - real)^2 + mean (1 + fake)^2) / 2`, the generator's `mean fake^2` (ViT-VQGAN's public code).
+    LeastSquares,
 }
 
 impl AdversarialKind {
@@ -116,6 +118,7 @@ impl AdversarialKind {
     pub fn critic_loss(self, real: Tensor<4>, fake: Tensor<4>) -> Tensor<1> {
         let (real, fake) = match self {
             Self::Hinge => (relu(1.0 - real), relu(fake + 1.0)),
+            Self::LeastSquares => ((real - 1.0).square(), (fake + 1.0).square()),
             Self::Vanilla | Self::NonSaturating => (softplus(-real, 1.0), softplus(fake, 1.0)),
         };
         (real.mean() + fake.mean()) * 0.5
@@ -126,6 +129,7 @@ impl AdversarialKind {
         match self {
             Self::Hinge | Self::Vanilla => -fake.mean(),
             Self::NonSaturating => softplus(-fake, 1.0).mean(),
+            Self::LeastSquares => fake.square().mean(),
         }
     }
 }
@@ -162,6 +166,9 @@ mod tests {
         assert!((value(AdversarialKind::Hinge.generator_loss(logits(fake))) - 1.375).abs() < 1e-6);
         let non_saturating = value(AdversarialKind::NonSaturating.generator_loss(logits(fake)));
         assert!((non_saturating - 0.5 * (softplus(3.0) + softplus(-0.25))).abs() < 1e-6, "{non_saturating}");
+        let squares = value(AdversarialKind::LeastSquares.critic_loss(logits(real), logits(fake)));
+        assert!((squares - 0.5 * (0.625 + 2.78125)).abs() < 1e-6, "{squares}");
+        assert!((value(AdversarialKind::LeastSquares.generator_loss(logits(fake))) - 4.53125).abs() < 1e-6);
     }
 
     #[test]

@@ -6,14 +6,15 @@
 
 use super::adversarial::adaptive_weight;
 use super::reconstruction::{binary_cross_entropy, l1, l2};
-use super::{AdversarialConfig, Critic, Perceptual, PerceptualConfig};
+use super::{AdversarialConfig, Critic, LossTerm, Perceptual, PerceptualConfig, Weight};
 use crate::quantizers::{Pass, Stats};
-use crate::tokenizers::{BottleneckLoss, TokenizerModel};
+use crate::tokenizers::{TokenizerModel, TokenizerPass};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Planes, Result, TokenSpec};
+use std::collections::BTreeMap;
 
 /// The terms of the loss. A weight of 0 or a missing part costs nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,12 +38,16 @@ pub struct TokenizerLossConfig {
     /// Adversarial term.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialConfig>,
-    /// Weight of the quantizer's own loss.
+    /// Weight of the term `codebook`, a quantizer's own loss.
     #[serde(default = "one")]
     pub codebook_weight: f64,
-    /// Weight of a KL autoencoder's divergence, which is summed over an image's latents; 1e-6 if it is left out.
+    /// Weight of the term `kl`, the divergence of an autoencoder's latents, which is summed over an image's; 1e-6 if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_weight: Option<f64>,
+    /// Weights of the model's own terms by name, such as `commitment` or `kl`, which may change over the steps; a term that is not here
+    /// has the weight that is usual for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, Weight>,
     /// Makes a likelihood of the reconstruction terms; without it they are means over an image's values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub likelihood: Option<LikelihoodConfig>,
@@ -70,13 +75,11 @@ impl Default for TokenizerLossConfig {
             adversarial: None,
             codebook_weight: 1.0,
             kl_weight: None,
+            weights: BTreeMap::new(),
             likelihood: None,
         }
     }
 }
-
-/// The usual weight of the divergence.
-const KL_WEIGHT: f64 = 1e-6;
 
 fn one() -> f64 {
     1.0
@@ -89,24 +92,7 @@ impl TokenizerLossConfig {
     /// [`Error::Invalid`] if a weight is negative, all are 0, or images are too small for a network; [`Error::Io`] if
     /// weights cannot be read.
     pub fn init(&self, spec: &TokenSpec, device: &Device) -> Result<TokenizerLoss> {
-        let weights = [
-            ("l1", self.l1),
-            ("l2", self.l2),
-            ("binary_cross_entropy", self.binary_cross_entropy),
-            ("perceptual_weight", self.perceptual_weight),
-            ("codebook_weight", self.codebook_weight),
-            ("kl_weight", self.kl_weight.unwrap_or(KL_WEIGHT)),
-        ];
-        for (key, weight) in weights {
-            if !weight.is_finite() || weight < 0.0 {
-                return Err(Error::invalid("loss", format!("{key} must be at least 0, but is {weight}")));
-            }
-        }
-        if let Some(LikelihoodConfig { log_variance }) = self.likelihood
-            && !log_variance.is_finite()
-        {
-            return Err(Error::invalid("loss: likelihood", format!("log_variance {log_variance} is not a number")));
-        }
+        self.check_weights()?;
         let perceptual = match (&self.perceptual, self.perceptual_weight > 0.0) {
             (Some(config), true) => Some(config.init(device)?),
             _ => None,
@@ -125,6 +111,43 @@ impl TokenizerLossConfig {
             adversarial.check(spec.image_size)?;
         }
         Ok(TokenizerLoss { config: self.clone(), planes: Planes::Colour, perceptual, image_size: spec.image_size })
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        let weights = [
+            ("l1", self.l1),
+            ("l2", self.l2),
+            ("binary_cross_entropy", self.binary_cross_entropy),
+            ("perceptual_weight", self.perceptual_weight),
+            ("codebook_weight", self.codebook_weight),
+            ("kl_weight", self.kl_weight.unwrap_or_default()),
+        ];
+        weights.into_iter().try_for_each(|(key, weight)| Weight::Constant(weight).check(key))?;
+        self.weights.iter().try_for_each(|(name, weight)| weight.check(&format!("weights.{name}")))?;
+        for (name, key, given) in [
+            ("codebook", "codebook_weight", self.codebook_weight != 1.0),
+            ("kl", "kl_weight", self.kl_weight.is_some()),
+        ] {
+            if given && self.weights.contains_key(name) {
+                return Err(Error::invalid("loss", format!("{key} and weights.{name} say the same: leave one out")));
+            }
+        }
+        match self.likelihood {
+            Some(LikelihoodConfig { log_variance }) if !log_variance.is_finite() => {
+                Err(Error::invalid("loss: likelihood", format!("log_variance {log_variance} is not a number")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How much a model's own term counts at a step.
+    fn weight_of(&self, term: &LossTerm, step: u64) -> f64 {
+        match (self.weights.get(term.name), term.name) {
+            (Some(weight), _) => weight.at(step),
+            (None, "codebook") => term.weight * self.codebook_weight,
+            (None, "kl") => self.kl_weight.unwrap_or(term.weight),
+            (None, _) => term.weight,
+        }
     }
 }
 
@@ -214,82 +237,48 @@ impl TokenizerLoss {
         model: &TokenizerModel,
         critic: Option<&Critic>,
         images_bchw: Tensor<4>,
-        step: u64,
+        pass: &Pass,
     ) -> TokenizerStep {
-        self.step_with(model, critic, images_bchw, step, None)
-    }
-
-    /// [`Self::step`] with the noise of latents that are drawn; see [`Pass`].
-    pub fn step_with(
-        &self,
-        model: &TokenizerModel,
-        critic: Option<&Critic>,
-        images_bchw: Tensor<4>,
-        step: u64,
-        noise_bchw: Option<Tensor<4>>,
-    ) -> TokenizerStep {
-        let images = images_bchw.inner();
-        let bottleneck = model.bottleneck(model.latents(images.clone()), Pass { step, noise_bchw });
-        let features = model.features(bottleneck.latents_bchw);
+        let step = pass.step;
+        let TokenizerPass { target_bchw, features, codes, terms: own, stats } =
+            model.train_forward(images_bchw.inner(), pass);
         let rec = model.to_pixels(features.clone());
-        let images = model.target(images);
-        let own = match bottleneck.loss {
-            BottleneckLoss::None => None,
-            BottleneckLoss::Codebook(loss) => Some(("codebook", loss, self.config.codebook_weight)),
-            BottleneckLoss::Divergence(loss) => Some(("kl", loss, self.config.kl_weight.unwrap_or(KL_WEIGHT))),
-        };
         let adversary = critic.zip(self.config.adversarial.as_ref().filter(|config| config.active(step)));
-
         let (objective, mut terms) = match adversary {
             None => {
-                let nll = self.reconstruction(images.clone(), rec.clone());
+                let nll = self.reconstruction(target_bchw.clone(), rec.clone());
                 (nll.total, nll.terms)
             }
-            Some((critic, config)) => self.adversarial(model, critic, config, &images, features, rec.clone()),
+            Some((critic, config)) => self.adversarial(model, critic, config, &target_bchw, features, rec.clone()),
         };
-        let total = match &own {
-            Some((_, loss, weight)) => objective + loss.clone() * *weight,
-            None => objective,
-        };
+        let total = own.iter().fold(objective, |total, term| {
+            let weight = self.config.weight_of(term, step);
+            total + term.value.clone() * weight
+        });
         // A tokenizer without weights has no gradients.
         let gradients = match total.is_tracked() {
             true => GradientsParams::from_grads(total.backward(), model),
             false => GradientsParams::new(),
         };
-        if let Some((name, value, weight)) = own {
-            let value = value.inner();
-            let loss = terms.iter_mut().find(|(name, _)| *name == "loss");
-            if let Some((_, loss)) = loss {
-                *loss = loss.clone() + value.clone() * weight;
-            }
-            // The codebook's term is logged with its weight, as it always was; the divergence as it is.
-            terms.push((name, if name == "codebook" { value * weight } else { value }));
-        }
+        own.iter().for_each(|term| self.log(term, step, &mut terms));
         let rec = rec.inner();
-        let critic_gradients = adversary.map(|(critic, config)| {
-            let (real, fake) = (critic.forward(images.clone()), critic.forward(rec.clone()));
-            let mut loss = config.kind.critic_loss(real, fake);
-            terms.push(("critic", loss.clone().inner()));
-            if let Some(weight) = config.penalty_weight(step)
-                && let Some(penalty) = critic.gradient_penalty(images)
-            {
-                terms.push(("r1", penalty.clone().inner()));
-                loss = loss + penalty * weight;
-            }
-            GradientsParams::from_grads(loss.backward(), critic)
-        });
-        TokenizerStep {
-            gradients,
-            critic_gradients,
-            terms,
-            stats: bottleneck.stats,
-            codes: bottleneck.codes,
-            reconstruction: rec,
+        let critic_gradients =
+            adversary.map(|(critic, config)| judged(critic, config, target_bchw, rec.clone(), step, &mut terms));
+        TokenizerStep { gradients, critic_gradients, terms, stats, codes, reconstruction: rec }
+    }
+
+    /// Adds one of the model's own terms to those that are logged.
+    fn log(&self, term: &LossTerm, step: u64, terms: &mut Vec<(&'static str, Tensor<1>)>) {
+        let (value, weight) = (term.value.clone().inner(), self.config.weight_of(term, step));
+        if let Some((_, loss)) = terms.iter_mut().find(|(name, _)| *name == "loss") {
+            *loss = loss.clone() + value.clone() * weight;
         }
+        // The codebook's term is logged with its weight, as it always was; the others as they are.
+        terms.push((term.name, if term.name == "codebook" { value * weight } else { value }));
     }
 
     /// Reconstruction and perceptual terms of `rec`, as in evaluation: named values, `loss` is their weighted sum. Of label maps the
-    /// image is [`TokenizerModel::target`]'s.
+    /// image is [`TokenizerPass::target_bchw`]'s.
     pub fn evaluate(&self, images_bchw: Tensor<4>, rec_bchw: Tensor<4>) -> Vec<(&'static str, Tensor<1>)> {
         self.reconstruction(images_bchw, rec_bchw).terms
     }
@@ -367,6 +356,27 @@ impl TokenizerLoss {
         terms.extend([("generator", generator), ("adversarial_weight", weight)]);
         ((rec * upstream).sum(), terms)
     }
+}
+
+/// The critic's gradients, for images and their reconstructions.
+fn judged(
+    critic: &Critic,
+    config: &AdversarialConfig,
+    images: Tensor<4>,
+    rec: Tensor<4>,
+    step: u64,
+    terms: &mut Vec<(&'static str, Tensor<1>)>,
+) -> GradientsParams {
+    let (real, fake) = (critic.forward(images.clone()), critic.forward(rec));
+    let mut loss = config.kind.critic_loss(real, fake);
+    terms.push(("critic", loss.clone().inner()));
+    if let Some(weight) = config.penalty_weight(step)
+        && let Some(penalty) = critic.gradient_penalty(images)
+    {
+        terms.push(("r1", penalty.clone().inner()));
+        loss = loss + penalty * weight;
+    }
+    GradientsParams::from_grads(loss.backward(), critic)
 }
 
 /// A leaf with the same values, off the tensor's own graph.

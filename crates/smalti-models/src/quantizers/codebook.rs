@@ -1,7 +1,7 @@
 //! What changes a table of codes outside the gradient: moving averages, a k-means start and the revival of dead codes.
 
-use super::Stats;
 use super::vq::{Learning, ReviveUnit, Vq};
+use super::{CodebookStats, Stats};
 use burn::module::Param;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -76,27 +76,29 @@ fn per_row(rows_kc: Tensor<2>, by_k: Tensor<1>) -> Tensor<2> {
 }
 
 impl Vq {
-    /// Applies what a training step did to the codebook; see [`QuantizerModel::update`](super::QuantizerModel::update).
-    pub fn update(mut self, stats: &Stats, step: u64, rng: &mut Stream) -> (Self, UpdateReport) {
-        let (Some(latents_nc), Some(codes_n)) = (&stats.latents_nc, &stats.codes_n) else {
-            return (self, UpdateReport::default());
+    /// Applies what a training step did to the codebook; see [`Quantizer::update`](super::Quantizer::update).
+    pub(super) fn apply(&mut self, stats: &Stats, step: u64, stream: &mut Stream) -> UpdateReport {
+        let Some(CodebookStats { latents_nc, codes_n }) = stats.parts.first() else {
+            return UpdateReport::default();
         };
         let [n, _] = latents_nc.dims();
         if n == 0 {
-            return (self, UpdateReport::default());
+            return UpdateReport::default();
         }
         if !self.has_started() {
-            let rows = random_rows(rng, n, self.config.codes);
-            return (self.start_from(latents_nc, &rows), UpdateReport { started: true, revived: None });
+            let rows = random_rows(stream, n, self.config.codes);
+            *self = self.clone().start_from(latents_nc, &rows);
+            return UpdateReport { started: true, revived: None };
         }
-        self = self.average(latents_nc, codes_n);
+        *self = self.clone().average(latents_nc, codes_n);
         match self.config.revive {
             Some(revive) if (step + 1).is_multiple_of(revive.every) => {
-                let rows = random_rows(rng, n, self.config.codes);
-                let (vq, revived) = self.revive_from(latents_nc, &rows);
-                (vq, UpdateReport { started: false, revived })
+                let rows = random_rows(stream, n, self.config.codes);
+                let (vq, revived) = self.clone().revive_from(latents_nc, &rows);
+                *self = vq;
+                UpdateReport { started: false, revived }
             }
-            _ => (self, UpdateReport::default()),
+            _ => UpdateReport::default(),
         }
     }
 

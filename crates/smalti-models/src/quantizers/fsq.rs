@@ -1,11 +1,13 @@
 //! Finite scalar quantization ("VQ-VAE Made Simple", arXiv 2309.15505): each of a few numbers is bounded and rounded to one of
 //! its levels. No table, no loss, no averages.
 
-use super::{Quantized, Quantizer, Stats, from_rows, to_rows, vq::dense};
+use super::{Pass, Quantized, Quantizer, QuantizerSettings, Stats, from_rows, to_rows, vq::dense};
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result};
+use smalti_base::{Error, Result, Vocabulary};
 use smalti_nn::dense::Dense;
 
 /// Settings of a [`Fsq`].
@@ -32,6 +34,14 @@ pub enum FsqDialect {
     Vqp,
     /// Its symmetric form (arXiv 2411.19842): codes are spread evenly over -1..1.
     Symmetric,
+}
+
+impl Described for FsqConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2309.15505",
+        tokens: "grid",
+        about: "finite scalar quantization: each channel rounded to a few levels, no codebook to learn",
+    };
 }
 
 impl FsqConfig {
@@ -66,6 +76,16 @@ impl FsqConfig {
             project_out: projected.then(|| dense(d, self.channels, device)),
             config: self.clone(),
         })
+    }
+}
+
+impl QuantizerSettings for FsqConfig {
+    fn vocabulary(&self) -> Vocabulary {
+        self.levels.iter().product::<usize>().into()
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
     }
 }
 
@@ -191,8 +211,8 @@ fn basis(levels: &[usize]) -> Vec<i32> {
 }
 
 impl Quantizer for Fsq {
-    fn vocabulary(&self) -> usize {
-        self.config.levels.iter().product()
+    fn vocabulary(&self) -> Vocabulary {
+        self.config.vocabulary()
     }
 
     fn channels(&self) -> usize {
@@ -209,16 +229,16 @@ impl Quantizer for Fsq {
         self.back(self.numbers(codes.reshape([b * n])), b, h, w)
     }
 
-    fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
+    fn train_forward(&self, latents_bchw: Tensor<4>, _: &Pass) -> Quantized {
         let [b, _, h, w] = latents_bchw.dims();
         let quantized_nd = self.quantize(self.projected(latents_bchw));
         let plain_nd = quantized_nd.clone().inner();
-        let codes_n = self.ids(plain_nd.clone());
+        let codes_n = self.ids(plain_nd);
         Quantized {
             latents_bchw: self.back(quantized_nd, b, h, w),
-            codes: codes_n.clone().reshape([b, h * w]),
-            loss: None,
-            stats: Stats { latents_nc: Some(plain_nd), codes_n: Some(codes_n) },
+            codes: codes_n.reshape([b, h * w]),
+            terms: Vec::new(),
+            stats: Stats::default(),
         }
     }
 }

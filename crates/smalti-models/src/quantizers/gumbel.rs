@@ -3,12 +3,15 @@
 //! from them with a temperature that falls.
 
 use super::vq::unit_rows;
-use super::{Pass, Quantized, Quantizer, Stats, from_rows, to_rows};
+use super::{Pass, Quantized, Quantizer, QuantizerSettings, Stats, from_rows, to_rows};
+use crate::losses::LossTerm;
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor, activation::softmax};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result};
+use smalti_base::{Error, Result, Vocabulary};
 use smalti_nn::Conv;
 
 /// Settings of a [`Gumbel`].
@@ -121,6 +124,14 @@ impl Temperature {
     }
 }
 
+impl Described for GumbelConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "1611.01144",
+        tokens: "grid",
+        about: "codebook whose codes are drawn with a falling temperature while it learns (Gumbel-softmax)",
+    };
+}
+
 impl GumbelConfig {
     /// `codes` vectors for latents of `channels` channels, with GumbelVQ's settings and a constant temperature.
     pub fn new(codes: usize, channels: usize) -> Self {
@@ -166,6 +177,20 @@ impl GumbelConfig {
             embed: EmbeddingConfig::new(self.codes, self.channels).init(device),
             config: self.clone(),
         })
+    }
+}
+
+impl QuantizerSettings for GumbelConfig {
+    fn vocabulary(&self) -> Vocabulary {
+        self.codes.into()
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn official(&self) -> Option<&'static str> {
+        Some("vqgan")
     }
 }
 
@@ -216,8 +241,8 @@ fn noise(shape: [usize; 2], device: &Device) -> Tensor<2> {
 }
 
 impl Quantizer for Gumbel {
-    fn vocabulary(&self) -> usize {
-        self.config.codes
+    fn vocabulary(&self) -> Vocabulary {
+        self.config.vocabulary()
     }
 
     fn channels(&self) -> usize {
@@ -235,14 +260,13 @@ impl Quantizer for Gumbel {
         from_rows(self.table().select(0, codes.reshape([b * n])), b, h, w)
     }
 
-    fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
-        self.train_forward_with(latents_bchw, Pass::default())
-    }
-
-    fn train_forward_with(&self, latents_bchw: Tensor<4>, pass: Pass) -> Quantized {
+    fn train_forward(&self, latents_bchw: Tensor<4>, pass: &Pass) -> Quantized {
         let [b, _, h, w] = latents_bchw.dims();
         let logits_nk = self.logits(latents_bchw);
-        let noise_nk = pass.noise_bchw.map_or_else(|| noise(logits_nk.dims(), &logits_nk.device()), to_rows);
+        let noise_nk = match &pass.noise_bchw {
+            Some(noise_bchw) => to_rows(noise_bchw.clone()),
+            None => noise(logits_nk.dims(), &logits_nk.device()),
+        };
         let drawn_nk = (logits_nk.clone() + noise_nk).div_scalar(self.config.temperature.at(pass.step));
         let codes_n = drawn_nk.clone().inner().argmax(1).squeeze_dim::<1>(1);
         let (soft_nk, table_kc) = (softmax(drawn_nk, 1), self.table());
@@ -256,9 +280,9 @@ impl Quantizer for Gumbel {
         };
         Quantized {
             latents_bchw: from_rows(rows_nc, b, h, w),
-            codes: codes_n.clone().reshape([b, h * w]),
-            loss: Some(self.divergence(logits_nk)),
-            stats: Stats { latents_nc: None, codes_n: Some(codes_n) },
+            codes: codes_n.reshape([b, h * w]),
+            terms: vec![LossTerm::new("codebook", self.divergence(logits_nk))],
+            stats: Stats::default(),
         }
     }
 }

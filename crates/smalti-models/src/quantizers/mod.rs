@@ -1,7 +1,7 @@
 //! Quantizers: latents to codes and back.
 //!
 //! All quantizers share one signature, and none changes itself in a forward pass: what a training step saw comes back as
-//! [`Stats`] and is applied by an explicit [`QuantizerModel::update`] after the optimiser's step.
+//! [`Stats`] and is applied by an explicit [`Quantizer::update`] after the optimiser's step.
 
 pub mod codebook;
 pub mod fsq;
@@ -19,10 +19,50 @@ pub use remap::{Remap, RemapConfig};
 pub use usage::Usage;
 pub use vq::{Vq, VqConfig};
 
-use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
-use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Layout, Result, rng::Stream};
+use crate::Codes;
+use crate::losses::LossTerm;
+use crate::role::role;
+use burn::tensor::{Int, Tensor};
+use smalti_base::{Error, Layout, Result, Vocabulary, rng::Stream};
+
+role! {
+    /// The quantizers by name.
+    QuantizerConfig: QuantizerSettings;
+    /// A quantizer of any kind.
+    QuantizerModel: Quantizer;
+    /// What there is.
+    SYSTEMS: Quantizer;
+    /// A table of code vectors.
+    "vq" => Vq(VqConfig),
+    /// Finite scalar quantization.
+    "fsq" => Fsq(FsqConfig),
+    /// A table whose codes are drawn.
+    "gumbel" => Gumbel(GumbelConfig),
+    /// Token maps of growing size.
+    "multi_scale" => MultiScale(MultiScaleConfig),
+}
+
+/// What is known of a quantizer before it has weights.
+pub trait QuantizerSettings {
+    /// Number of codes: one number, or one for each level or depth.
+    fn vocabulary(&self) -> Vocabulary;
+
+    /// Channels of the latents that go in and come out.
+    fn channels(&self) -> usize;
+
+    /// How the codes of latents of `h` rows and `w` columns are arranged.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the quantizer is for latents of another size.
+    fn layout(&self, h: usize, w: usize) -> Result<Layout> {
+        Ok(Layout::Grid { h, w })
+    }
+
+    /// The rules file that exports a convolutional autoencoder around it, if the official layout can hold it.
+    fn official(&self) -> Option<&'static str> {
+        None
+    }
+}
 
 /// What a quantizer returns in training.
 #[derive(Clone, Debug)]
@@ -31,13 +71,20 @@ pub struct Quantized {
     pub latents_bchw: Tensor<4>,
     /// Codes `[b, length]`, in the order of the layout.
     pub codes: Tensor<2, Int>,
-    /// The quantizer's own loss, a tensor of one element: commitment and codebook terms, weighted. `None` if it has none.
-    pub loss: Option<Tensor<1>>,
-    /// What [`QuantizerModel::update`] needs, detached.
+    /// The quantizer's own loss terms, such as commitment.
+    pub terms: Vec<LossTerm>,
+    /// What [`Quantizer::update`] needs, detached.
     pub stats: Stats,
 }
 
-/// What a training pass depends on beside its latents.
+impl Quantized {
+    /// The sum of the terms at their usual weights, one element; none if there are no terms.
+    pub fn loss(&self) -> Option<Tensor<1>> {
+        self.terms.iter().map(|term| term.value.clone() * term.weight).reduce(|a, b| a + b)
+    }
+}
+
+/// What a training pass depends on beside its images.
 #[derive(Clone, Debug, Default)]
 pub struct Pass {
     /// The training step, counted from 0.
@@ -45,165 +92,100 @@ pub struct Pass {
     /// The noise of a bottleneck that draws; without it the device's generator draws it. A KL autoencoder's is standard normal,
     /// of the latents' shape; a Gumbel quantizer's is standard Gumbel, `[b, codes, h, w]`.
     pub noise_bchw: Option<Tensor<4>>,
+    /// The stream that the update after this step will draw from, for quantizers whose table moves within the pass.
+    pub stream: Option<Stream>,
 }
 
-/// What a training batch did to the codebook, kept off the gradient tape.
+impl Pass {
+    /// A pass at a step, counted from 0, with noise from the device's generator.
+    pub fn at(step: u64) -> Self {
+        Self { step, ..Self::default() }
+    }
+}
+
+/// What a training batch did to codebooks, kept off the gradient tape: a part for each update, in the order in which they happen.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// The latents as they met the codebook (after a projection or normalisation), `[n, c]`.
-    pub latents_nc: Option<Tensor<2>>,
+    /// The parts.
+    pub parts: Vec<CodebookStats>,
+}
+
+/// What an update of a table needs.
+#[derive(Clone, Debug)]
+pub struct CodebookStats {
+    /// The latents as they met the table (after a projection or normalisation), `[n, c]`.
+    pub latents_nc: Tensor<2>,
     /// The code of each, `[n]`.
-    pub codes_n: Option<Tensor<1, Int>>,
+    pub codes_n: Tensor<1, Int>,
+}
+
+impl Stats {
+    /// One update.
+    pub fn one(latents_nc: Tensor<2>, codes_n: Tensor<1, Int>) -> Self {
+        Self { parts: vec![CodebookStats { latents_nc, codes_n }] }
+    }
+
+    /// The statistics of two micro-batches, part by part.
+    pub fn merge(self, other: Self) -> Self {
+        if self.parts.is_empty() {
+            return other;
+        }
+        let joined = self.parts.into_iter().zip(other.parts).map(|(a, b)| CodebookStats {
+            latents_nc: Tensor::cat(vec![a.latents_nc, b.latents_nc], 0),
+            codes_n: Tensor::cat(vec![a.codes_n, b.codes_n], 0),
+        });
+        Self { parts: joined.collect() }
+    }
 }
 
 /// Latents to codes and back.
-pub trait Quantizer {
-    /// Number of tokens.
-    fn vocabulary(&self) -> usize;
+pub trait Quantizer: Send + Sync {
+    /// Number of codes: one number, or one for each level or depth.
+    fn vocabulary(&self) -> Vocabulary;
+
     /// Channels of the latents that go in and come out.
     fn channels(&self) -> usize;
-    /// Tokens `[b, length]` of latents `[b, c, h, w]`, in the order of the layout; see [`QuantizerConfig::layout`].
+
+    /// Codes `[b, length]` of latents `[b, c, h, w]`, in the order of the layout; see [`QuantizerSettings::layout`].
     fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int>;
-    /// Quantized latents `[b, c, h, w]` of tokens `[b, length]`, each in `0..vocabulary`.
+
+    /// Quantized latents `[b, c, h, w]` of codes `[b, length]`, each within the vocabulary; `h` and `w` are those of the layout's finest
+    /// level.
     fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4>;
-    /// The training pass: differentiable quantized latents, codes, loss and statistics.
-    fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized;
-    /// [`Self::train_forward`] where the step or noise counts; most quantizers need neither.
-    fn train_forward_with(&self, latents_bchw: Tensor<4>, _: Pass) -> Quantized {
-        self.train_forward(latents_bchw)
-    }
-}
 
-/// The quantizers by name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum QuantizerConfig {
-    /// A table of code vectors.
-    Vq(VqConfig),
-    /// Finite scalar quantization.
-    Fsq(FsqConfig),
-    /// A table whose codes are drawn.
-    Gumbel(GumbelConfig),
-    /// Token maps of growing size.
-    MultiScale(MultiScaleConfig),
-}
+    /// The training pass: differentiable quantized latents, codes, loss terms and statistics.
+    fn train_forward(&self, latents_bchw: Tensor<4>, pass: &Pass) -> Quantized;
 
-impl QuantizerConfig {
-    /// Makes the quantizer. Its first parameters are drawn here, from the device's generator.
+    /// [`Self::decode`] of the first `parts` levels or depths alone.
     ///
     /// # Errors
-    /// [`smalti_base::Error::Invalid`] if a setting is out of range.
-    pub fn init(&self, device: &Device) -> Result<QuantizerModel> {
-        Ok(match self {
-            Self::Vq(config) => QuantizerModel::Vq(config.init(device)?),
-            Self::Fsq(config) => QuantizerModel::Fsq(config.init(device)?),
-            Self::Gumbel(config) => QuantizerModel::Gumbel(config.init(device)?),
-            Self::MultiScale(config) => QuantizerModel::MultiScale(config.init(device)?),
-        })
+    /// [`Error::Unsupported`] by a quantizer whose codes have one part, [`Error::Invalid`] for another number of parts.
+    fn decode_prefix(&self, _codes: Tensor<2, Int>, _h: usize, _w: usize, _parts: usize) -> Result<Tensor<4>> {
+        Err(Error::unsupported("decoding a part of the codes", "only codes in levels or depths can be decoded in part"))
     }
 
-    /// Number of tokens.
-    pub fn vocabulary(&self) -> usize {
-        match self {
-            Self::Vq(config) => config.vocabulary(),
-            Self::Fsq(config) => config.levels.iter().product(),
-            Self::Gumbel(config) => config.codes,
-            Self::MultiScale(config) => config.table.codes,
-        }
-    }
-
-    /// Channels of the latents that go in and come out.
-    pub fn channels(&self) -> usize {
-        match self {
-            Self::Vq(config) => config.channels,
-            Self::Fsq(config) => config.channels,
-            Self::Gumbel(config) => config.channels,
-            Self::MultiScale(config) => config.table.channels,
-        }
-    }
-
-    /// How the codes of latents of `h` rows and `w` columns are arranged.
+    /// [`Codes::Soft`]: the distribution over the codes at each place, which falls with the distance at this temperature, and a code
+    /// drawn from it, or the nearest code without a stream.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the quantizer is for latents of another size.
-    pub fn layout(&self, h: usize, w: usize) -> Result<Layout> {
-        match self {
-            Self::Vq(_) | Self::Fsq(_) | Self::Gumbel(_) => Ok(Layout::Grid { h, w }),
-            Self::MultiScale(config) if config.levels.last() == Some(&(h, w)) => {
-                Ok(Layout::Pyramid { levels: config.levels.clone() })
-            }
-            Self::MultiScale(config) => {
-                let problem = format!("latents are {h}x{w}, but the last of the levels {:?} is not", config.levels);
-                Err(Error::invalid("quantizer (multi_scale)", problem))
-            }
-        }
+    /// [`Error::Unsupported`] by a quantizer that has none.
+    fn soft_codes(&self, _latents_bchw: Tensor<4>, _temperature: f64, _draw: Option<&mut Stream>) -> Result<Codes> {
+        Err(Error::unsupported("soft codes of this quantizer", "train the generator on codes as they are"))
     }
-}
 
-/// A quantizer of any kind.
-#[allow(clippy::large_enum_variant, reason = "a model has one or a few of them")]
-#[derive(Module, Debug)]
-pub enum QuantizerModel {
-    /// A table of code vectors.
-    Vq(Vq),
-    /// Finite scalar quantization.
-    Fsq(Fsq),
-    /// A table whose codes are drawn.
-    Gumbel(Gumbel),
-    /// Token maps of growing size.
-    MultiScale(MultiScale),
-}
-
-impl QuantizerModel {
     /// Applies what a training step did to the codebook: k-means start, moving averages, revival of dead codes. Call it once
     /// after each optimiser step, with random numbers named by that step.
-    pub fn update(self, stats: &Stats, step: u64, rng: &mut Stream) -> (Self, UpdateReport) {
-        match self {
-            Self::Vq(vq) => {
-                let (vq, report) = vq.update(stats, step, rng);
-                (Self::Vq(vq), report)
-            }
-            Self::Fsq(_) | Self::Gumbel(_) => (self, UpdateReport::default()),
-            Self::MultiScale(quantizer) => {
-                let (quantizer, report) = quantizer.update(stats, step, rng);
-                (Self::MultiScale(quantizer), report)
-            }
-        }
-    }
-
-    fn arm(&self) -> &dyn Quantizer {
-        match self {
-            Self::Vq(vq) => vq,
-            Self::Fsq(fsq) => fsq,
-            Self::Gumbel(gumbel) => gumbel,
-            Self::MultiScale(quantizer) => quantizer,
-        }
+    fn update(&mut self, _stats: &Stats, _step: u64, _stream: &mut Stream) -> UpdateReport {
+        UpdateReport::default()
     }
 }
 
-impl Quantizer for QuantizerModel {
-    fn vocabulary(&self) -> usize {
-        self.arm().vocabulary()
-    }
-
-    fn channels(&self) -> usize {
-        self.arm().channels()
-    }
-
-    fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int> {
-        self.arm().encode(latents_bchw)
-    }
-
-    fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4> {
-        self.arm().decode(codes, h, w)
-    }
-
-    fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
-        self.arm().train_forward(latents_bchw)
-    }
-
-    fn train_forward_with(&self, latents_bchw: Tensor<4>, pass: Pass) -> Quantized {
-        self.arm().train_forward_with(latents_bchw, pass)
+/// # Errors
+/// [`Error::Invalid`] unless there are so many parts.
+pub(crate) fn check_parts(parts: usize, most: usize) -> Result<()> {
+    match (1..=most).contains(&parts) {
+        true => Ok(()),
+        false => Err(Error::invalid("parts of the codes", format!("{parts} is not in 1..={most}"))),
     }
 }
 

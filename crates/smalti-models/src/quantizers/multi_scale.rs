@@ -5,11 +5,16 @@
 //! public code of VAR only has the arithmetic: the loss here is that of its forward pass, by which no one could train.
 
 use super::vq::{Estimator, Learning, Metric};
-use super::{Quantized, Quantizer, Stats, UpdateReport, Vq, VqConfig, from_rows, to_rows};
+use super::{
+    Pass, Quantized, Quantizer, QuantizerSettings, Stats, UpdateReport, Vq, VqConfig, check_parts, from_rows, to_rows,
+};
+use crate::losses::LossTerm;
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, rng::Stream};
+use smalti_base::{Error, Layout, Result, Vocabulary, rng::Stream};
 use smalti_kernels::nearest_code;
 use smalti_nn::{Conv, Interpolation, Resize};
 
@@ -63,6 +68,14 @@ impl Refinement {
         };
         (0..levels).map(nearest).collect()
     }
+}
+
+impl Described for MultiScaleConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2404.02905",
+        tokens: "pyramid",
+        about: "token maps of growing size, each coding what the coarser ones left over (VAR)",
+    };
 }
 
 impl MultiScaleConfig {
@@ -119,6 +132,30 @@ impl MultiScaleConfig {
     }
 }
 
+impl QuantizerSettings for MultiScaleConfig {
+    fn vocabulary(&self) -> Vocabulary {
+        self.table.codes.into()
+    }
+
+    fn channels(&self) -> usize {
+        self.table.channels
+    }
+
+    fn layout(&self, h: usize, w: usize) -> Result<Layout> {
+        match self.levels.last() == Some(&(h, w)) {
+            true => Ok(Layout::Pyramid { levels: self.levels.clone() }),
+            false => {
+                let problem = format!("latents are {h}x{w}, but the last of the levels {:?} is not", self.levels);
+                Err(Error::invalid("quantizer (multi_scale)", problem))
+            }
+        }
+    }
+
+    fn official(&self) -> Option<&'static str> {
+        Some("var")
+    }
+}
+
 /// Multi-scale residual quantization. Codes are in the order of the levels, each level in raster order.
 #[derive(Module, Debug)]
 pub struct MultiScale {
@@ -142,10 +179,14 @@ impl MultiScale {
     }
 
     /// The code whose vector is the shortest.
-    pub(crate) fn nearest_to_nothing(&self) -> u32 {
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the device cannot be read.
+    pub(crate) fn nearest_to_nothing(&self) -> Result<u32> {
         let vectors = self.vectors();
         let zero = Tensor::zeros([1, self.channels()], &vectors.device());
-        nearest_code(zero, vectors).into_data().iter::<u32>().next().unwrap_or_default()
+        let code = nearest_code(zero, vectors).into_data().iter::<u32>().next();
+        code.ok_or_else(|| Error::invalid("quantizer (multi_scale)", "the device returned no code"))
     }
 
     /// Number of levels.
@@ -184,9 +225,14 @@ impl MultiScale {
 
     /// The sum over the levels up to each one, `[b, c, h, w]` each, of codes `[b, length]`.
     pub fn sums(&self, codes: Tensor<2, Int>) -> Vec<Tensor<4>> {
+        self.first_sums(codes, self.levels())
+    }
+
+    /// [`Self::sums`] of the first levels.
+    fn first_sums(&self, codes: Tensor<2, Int>, count: usize) -> Vec<Tensor<4>> {
         let mut start = 0;
-        let mut sums: Vec<Tensor<4>> = Vec::with_capacity(self.levels());
-        for (level, (h, w)) in self.config.levels.iter().enumerate() {
+        let mut sums: Vec<Tensor<4>> = Vec::with_capacity(count);
+        for (level, (h, w)) in self.config.levels.iter().enumerate().take(count) {
             let added = self.contribution(self.map_of(codes.clone().narrow(1, start, h * w), level), level);
             sums.push(match sums.last() {
                 Some(sum) => sum.clone() + added,
@@ -235,12 +281,6 @@ impl MultiScale {
         let Self { table: Vq { embedding, .. }, phi, .. } = other.valid();
         Ok(Self { table: Vq { embedding, ..self.table }, phi, ..self })
     }
-
-    /// Applies what a training step did to the table; see [`QuantizerModel::update`](super::QuantizerModel::update).
-    pub fn update(self, stats: &Stats, step: u64, rng: &mut Stream) -> (Self, UpdateReport) {
-        let (table, report) = self.table.update(stats, step, rng);
-        (Self { table, ..self }, report)
-    }
 }
 
 /// Latents `[b, c, h, w]` as tokens `[b, h * w, c]`.
@@ -250,8 +290,8 @@ pub(crate) fn tokens(latents_bchw: Tensor<4>) -> Tensor<3> {
 }
 
 impl Quantizer for MultiScale {
-    fn vocabulary(&self) -> usize {
-        self.table.config.codes
+    fn vocabulary(&self) -> Vocabulary {
+        self.config.vocabulary()
     }
 
     fn channels(&self) -> usize {
@@ -280,9 +320,20 @@ impl Quantizer for MultiScale {
         self.sums(codes).pop().unwrap_or_else(nothing)
     }
 
+    fn decode_prefix(&self, codes: Tensor<2, Int>, h: usize, w: usize, parts: usize) -> Result<Tensor<4>> {
+        check_parts(parts, self.levels())?;
+        let [b, _] = codes.dims();
+        let nothing = || Tensor::zeros([b, self.channels(), h, w], &self.table.embedding.weight.val().device());
+        Ok(self.first_sums(codes, parts).pop().unwrap_or_else(nothing))
+    }
+
+    fn update(&mut self, stats: &Stats, step: u64, stream: &mut Stream) -> UpdateReport {
+        self.table.apply(stats, step, stream)
+    }
+
     /// The loss is the mean over levels of `beta mean((sg s_k - f)^2) + mean((s_k - sg f)^2)` with the sum `s_k` of the levels
     /// up to `k`: through it the convolutions learn, and a table that learns by gradient.
-    fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
+    fn train_forward(&self, latents_bchw: Tensor<4>, _: &Pass) -> Quantized {
         let [b, ..] = latents_bchw.dims();
         let target = latents_bchw.clone().detach();
         let mut rest = latents_bchw.clone().inner();
@@ -310,8 +361,11 @@ impl Quantizer for MultiScale {
         Quantized {
             latents_bchw: sum.map_or(target.clone(), |sum| latents_bchw + (sum - target).detach()),
             codes: Tensor::cat(by_level.collect(), 1),
-            loss: loss.map(|loss| loss.div_scalar(self.levels() as f64)),
-            stats: Stats { latents_nc: Some(Tensor::cat(latents, 0)), codes_n: Some(Tensor::cat(codes, 0)) },
+            terms: loss
+                .map(|loss| LossTerm::new("codebook", loss.div_scalar(self.levels() as f64)))
+                .into_iter()
+                .collect(),
+            stats: Stats::one(Tensor::cat(latents, 0), Tensor::cat(codes, 0)),
         }
     }
 }

@@ -2,12 +2,18 @@
 //! arXiv 1711.00937), with the variants of VQGAN (arXiv 2012.09841), ViT-VQGAN (arXiv 2110.04627) and the rotation trick
 //! (arXiv 2410.06424). What changes the table outside the gradient is in [`codebook`](super::codebook).
 
-use super::{Quantized, Quantizer, Remap, RemapConfig, Stats, codebook::EmaDialect, from_rows, to_rows};
+use super::{
+    Pass, Quantized, Quantizer, QuantizerSettings, Remap, RemapConfig, Stats, UpdateReport, codebook::EmaDialect,
+    from_rows, to_rows,
+};
+use crate::losses::LossTerm;
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result};
+use smalti_base::{Error, Result, Vocabulary, rng::Stream};
 use smalti_kernels::nearest_code;
 use smalti_nn::{dense::Dense, init::Init};
 
@@ -141,6 +147,14 @@ pub enum ReviveUnit {
     Latents,
 }
 
+impl Described for VqConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "1711.00937",
+        tokens: "grid",
+        about: "learned codebook: by gradient or moving averages, l2 or cosine, k-means start, dead codes revived",
+    };
+}
+
 impl VqConfig {
     /// A table of `codes` vectors for latents of `channels` channels, learnt by gradient, with no extras.
     pub fn new(codes: usize, channels: usize) -> Self {
@@ -156,11 +170,6 @@ impl VqConfig {
             revive: None,
             remap: None,
         }
-    }
-
-    /// Number of tokens: that of the codes, or of those that have a number.
-    pub fn vocabulary(&self) -> usize {
-        self.remap.as_ref().map_or(self.codes, RemapConfig::vocabulary)
     }
 
     fn check(&self) -> Result<()> {
@@ -224,6 +233,21 @@ impl VqConfig {
             remap: self.remap.as_ref().map(|remap| remap.init(k, device)).transpose()?,
             config: self.clone(),
         })
+    }
+}
+
+impl QuantizerSettings for VqConfig {
+    /// That of the codes, or of those that have a number.
+    fn vocabulary(&self) -> Vocabulary {
+        self.remap.as_ref().map_or(self.codes, RemapConfig::vocabulary).into()
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn official(&self) -> Option<&'static str> {
+        Some("vqgan")
     }
 }
 
@@ -323,7 +347,7 @@ impl Vq {
 }
 
 impl Quantizer for Vq {
-    fn vocabulary(&self) -> usize {
+    fn vocabulary(&self) -> Vocabulary {
         self.config.vocabulary()
     }
 
@@ -347,7 +371,7 @@ impl Quantizer for Vq {
         self.back(self.table().select(0, codes_n), b, h, w)
     }
 
-    fn train_forward(&self, latents_bchw: Tensor<4>) -> Quantized {
+    fn train_forward(&self, latents_bchw: Tensor<4>, _: &Pass) -> Quantized {
         let [b, _, h, w] = latents_bchw.dims();
         let raw_nc = self.projected(latents_bchw);
         let z_nc = self.compared(raw_nc.clone());
@@ -367,9 +391,13 @@ impl Quantizer for Vq {
         Quantized {
             latents_bchw: self.back(out_nc, b, h, w),
             codes: self.tokens(codes_n.clone(), b),
-            loss: Some(loss),
-            stats: Stats { latents_nc: Some(plain_nc), codes_n: Some(codes_n) },
+            terms: vec![LossTerm::new("codebook", loss)],
+            stats: Stats::one(plain_nc, codes_n),
         }
+    }
+
+    fn update(&mut self, stats: &Stats, step: u64, stream: &mut Stream) -> UpdateReport {
+        self.apply(stats, step, stream)
     }
 }
 

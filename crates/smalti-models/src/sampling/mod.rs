@@ -2,13 +2,14 @@
 
 mod draws;
 mod filter;
+mod respacing;
 mod schedule;
 
 pub use draws::{Draws, Seeded, VectorDraws};
 pub use filter::{argmax, draw, filter, log_sum_exp, softmax};
+pub use respacing::Respacing;
 pub use schedule::Schedule;
 
-use crate::generators::diffusion::Respacing;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -142,9 +143,4 @@ pub(crate) fn decide_rows<T: Send>(
     decide: impl Fn(usize, &mut [f32]) -> T + Sync,
 ) -> Vec<T> {
     logits.par_chunks_exact_mut(vocabulary).enumerate().map(|(i, row)| decide(i, row)).collect()
-}
-
-/// Reads logits from their device, which waits for it.
-pub(crate) fn to_host<const D: usize>(logits: Tensor<D>) -> Vec<f32> {
-    logits.into_data().convert::<f32>().try_into_vec().unwrap_or_default()
 }

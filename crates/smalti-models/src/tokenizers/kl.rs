@@ -5,6 +5,12 @@
 //! decoder has attention in the middle only. Field names are the keys of latent-diffusion's checkpoints.
 
 use super::patches::{patchify, unpatchify};
+use super::{TokenMoments, Tokenizer, TokenizerPass, TokenizerSettings, vectors};
+use crate::Codes;
+use crate::losses::LossTerm;
+use crate::quantizers::Pass;
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
@@ -81,37 +87,18 @@ fn one_latent() -> usize {
 
 const PLACE: &str = "tokenizer (kl)";
 const CHANNELS: usize = 3;
+/// The usual weight of the divergence.
+const KL_WEIGHT: f64 = 1e-6;
+
+impl Described for KlConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2112.10752",
+        tokens: "grid of vectors",
+        about: "convolutional autoencoder with normal latents (KL autoencoder of latent diffusion, MAR's KL-16)",
+    };
+}
 
 impl KlConfig {
-    /// The tokens that the model makes: a square grid of vectors.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if the numbers do not fit each other.
-    pub fn spec(&self) -> Result<TokenSpec> {
-        let refuse = |problem: String| Err(Error::invalid(PLACE, problem));
-        for (part, network) in [("encoder", self.encoder()), ("decoder", self.decoder())] {
-            network.check(&format!("{PLACE}: {part}"))?;
-        }
-        let (side, patch) = (self.decoder().latent_size(), self.patch_size);
-        if self.embed_dim == 0 {
-            return refuse("embed_dim must be at least 1".into());
-        }
-        if self.embed_dim != self.z_channels && !(self.quant_conv && self.post_quant_conv) {
-            let (embed, z) = (self.embed_dim, self.z_channels);
-            return refuse(format!("embed_dim {embed} and z_channels {z} differ, which takes both 1x1 convolutions"));
-        }
-        if patch == 0 || !side.is_multiple_of(patch) {
-            return refuse(format!("patch_size {patch} does not divide the {side} latents of a side"));
-        }
-        let (scale, shift) = (self.scale(), self.latent_shift);
-        if !(scale.is_finite() && scale > 0.0 && shift.is_finite()) {
-            return refuse(format!("latent_scale {scale} must be above 0, and latent_shift {shift} a number"));
-        }
-        let layout = Layout::Grid { h: side / patch, w: side / patch };
-        let size = (self.image_size, self.image_size);
-        Ok(TokenSpec::continuous(layout, self.embed_dim * patch * patch, size))
-    }
-
     /// A model with fresh weights.
     ///
     /// # Errors
@@ -158,6 +145,45 @@ impl KlConfig {
             resamp_with_conv: true,
             shortcut: Shortcut::Pointwise,
         }
+    }
+}
+
+impl TokenizerSettings for KlConfig {
+    /// The tokens that the model makes: a square grid of vectors.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the numbers do not fit each other.
+    fn spec(&self) -> Result<TokenSpec> {
+        let refuse = |problem: String| Err(Error::invalid(PLACE, problem));
+        for (part, network) in [("encoder", self.encoder()), ("decoder", self.decoder())] {
+            network.check(&format!("{PLACE}: {part}"))?;
+        }
+        let (side, patch) = (self.decoder().latent_size(), self.patch_size);
+        if self.embed_dim == 0 {
+            return refuse("embed_dim must be at least 1".into());
+        }
+        if self.embed_dim != self.z_channels && !(self.quant_conv && self.post_quant_conv) {
+            let (embed, z) = (self.embed_dim, self.z_channels);
+            return refuse(format!("embed_dim {embed} and z_channels {z} differ, which takes both 1x1 convolutions"));
+        }
+        if patch == 0 || !side.is_multiple_of(patch) {
+            return refuse(format!("patch_size {patch} does not divide the {side} latents of a side"));
+        }
+        let (scale, shift) = (self.scale(), self.latent_shift);
+        if !(scale.is_finite() && scale > 0.0 && shift.is_finite()) {
+            return refuse(format!("latent_scale {scale} must be above 0, and latent_shift {shift} a number"));
+        }
+        let layout = Layout::Grid { h: side / patch, w: side / patch };
+        let size = (self.image_size, self.image_size);
+        Ok(TokenSpec::continuous(layout, self.embed_dim * patch * patch, size))
+    }
+
+    fn official(&self) -> Option<&'static str> {
+        Some("autoencoder-kl")
+    }
+
+    fn open_scale(&mut self) -> Option<&mut Option<f64>> {
+        self.latent_scale.is_none().then_some(&mut self.latent_scale)
     }
 }
 
@@ -216,11 +242,6 @@ pub struct Kl {
 }
 
 impl Kl {
-    /// The tokens of the model.
-    pub fn spec(&self) -> &TokenSpec {
-        &self.spec
-    }
-
     /// Images `[b, 3, h, w]` to means and log-variances `[b, 2 * embed_dim, h / f, w / f]`; see [`Posterior::new`].
     pub fn moments(&self, images_bchw: Tensor<4>) -> Tensor<4> {
         let x = self.encoder.forward(images_bchw);
@@ -244,13 +265,6 @@ impl Kl {
         patchify(shifted * self.config.scale(), patch_size)
     }
 
-    /// Means and standard deviations of an image's tokens, `[b, n, c]` each.
-    pub fn token_moments(&self, images_bchw: Tensor<4>) -> [Tensor<3>; 2] {
-        let posterior = Posterior::new(self.moments(images_bchw));
-        let deviations = patchify(posterior.deviation() * self.config.scale(), self.config.patch_size);
-        [self.tokens(posterior.mean_bchw), deviations]
-    }
-
     /// Tokens `[b, n, c]` as latents `[b, embed_dim, h, w]`.
     pub fn latents(&self, tokens_bnc: Tensor<3>) -> Tensor<4> {
         let side = self.config.decoder().latent_size();
@@ -266,9 +280,51 @@ impl Kl {
         };
         self.decoder.features(x)
     }
+}
+
+impl Tokenizer for Kl {
+    fn spec(&self) -> &TokenSpec {
+        &self.spec
+    }
+
+    fn encode(&self, images_bchw: Tensor<4>) -> Result<Codes> {
+        Ok(Codes::Continuous(self.tokens(Posterior::new(self.moments(images_bchw)).mean_bchw)))
+    }
+
+    fn decode(&self, codes: &Codes) -> Result<Tensor<4>> {
+        Ok(self.to_pixels(self.features(self.latents(vectors(&self.spec, codes)?.clone()))))
+    }
+
+    /// Its own term, `kl`, is the divergence of the latents from a standard normal distribution, summed over an image, mean over images.
+    fn train_forward(&self, images_bchw: Tensor<4>, pass: &Pass) -> TokenizerPass {
+        let moments = self.moments(images_bchw.clone());
+        let noise = pass.noise_bchw.clone().unwrap_or_else(|| Self::noise(&moments));
+        let posterior = Posterior::new(moments);
+        TokenizerPass {
+            target_bchw: images_bchw,
+            features: self.features(posterior.sample(noise)),
+            codes: None,
+            terms: vec![LossTerm::weighted("kl", posterior.divergence().mean(), KL_WEIGHT)],
+            stats: None,
+        }
+    }
 
     /// The decoder's last convolution: `[b, ch, h, w]` to images `[b, 3, h, w]`, not clamped.
-    pub fn to_pixels(&self, features_bchw: Tensor<4>) -> Tensor<4> {
-        self.decoder.conv_out.forward(features_bchw)
+    fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
+        self.decoder.conv_out.forward(features)
+    }
+
+    fn last_weight(&self) -> Option<Tensor<4>> {
+        Some(self.decoder.conv_out.weight.val())
+    }
+
+    fn token_moments(&self, images_bchw: Tensor<4>) -> Option<TokenMoments> {
+        let posterior = Posterior::new(self.moments(images_bchw));
+        let deviations = patchify(posterior.deviation() * self.config.scale(), self.config.patch_size);
+        Some(TokenMoments { means_bnc: self.tokens(posterior.mean_bchw), deviations_bnc: Some(deviations) })
+    }
+
+    fn encoder_paths(&self) -> &'static [&'static str] {
+        &["encoder.", "quant_conv."]
     }
 }

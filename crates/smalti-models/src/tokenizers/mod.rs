@@ -1,11 +1,11 @@
 //! Tokenizers: image to [`Codes`] to image.
 
 use crate::Codes;
-use crate::quantizers::{Pass, Quantizer, QuantizerModel, Stats};
-use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
-use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Layout, Planes, Result, TokenSpec};
+use crate::losses::LossTerm;
+use crate::quantizers::{Pass, QuantizerModel, Stats, UpdateReport};
+use crate::role::role;
+use burn::tensor::{Int, Tensor};
+use smalti_base::{Error, Layout, Planes, Result, TokenSpec, rng::Stream};
 
 pub mod kl;
 pub mod patches;
@@ -17,111 +17,159 @@ pub use patches::{Patches, PatchesConfig};
 pub use vit::{Vit, VitTokenizerConfig};
 pub use vqgan::{Vqgan, VqganConfig};
 
+role! {
+    /// Settings of any tokenizer; `kind` names it.
+    TokenizerConfig: TokenizerSettings;
+    /// Any tokenizer.
+    TokenizerModel: Tokenizer;
+    /// What there is.
+    SYSTEMS: Tokenizer;
+    /// Convolutional autoencoder of VQGAN, VAR and RQ-VAE.
+    "vqgan" => Vqgan(VqganConfig),
+    /// Vision transformer of ViT-VQGAN.
+    "vit" => Vit(VitTokenizerConfig),
+    /// Convolutional autoencoder with continuous latents.
+    "kl" => Kl(KlConfig),
+    /// Patches of pixels.
+    "patches" => Patches(PatchesConfig),
+}
+
+/// What is known of a tokenizer before it has weights.
+pub trait TokenizerSettings {
+    /// The tokens that the tokenizer will make.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the numbers do not fit each other.
+    fn spec(&self) -> Result<TokenSpec>;
+
+    /// What the images are that go in and come out.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Unsupported`] for a number of channels that no image has.
+    fn planes(&self) -> Result<Planes> {
+        Ok(Planes::Colour)
+    }
+
+    /// Whether it makes pictures of any size, not only of the spec's.
+    fn any_size(&self) -> bool {
+        false
+    }
+
+    /// The rules file that exports its weights, if the official layout can hold them.
+    fn official(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The factor of the tokens, if training is to set it in the end: such that their deviation is about 1.
+    fn open_scale(&mut self) -> Option<&mut Option<f64>> {
+        None
+    }
+}
+
 /// Turns images into codes and back.
 pub trait Tokenizer: Send + Sync {
     /// The tokens that this tokenizer makes.
     fn spec(&self) -> &TokenSpec;
 
+    /// What the images are that go in and come out.
+    fn planes(&self) -> Planes {
+        Planes::Colour
+    }
+
     /// Codes of images, the most likely ones.
     ///
     /// # Shapes
-    /// `images_bchw` is `[batch, channels, height, width]`, the spec's size, with the planes and values that
-    /// [`TokenizerConfig::planes`] says.
-    fn encode(&self, images_bchw: Tensor<4>) -> Codes;
-
-    /// Images of codes of the spec's kind, `[batch, channels, height, width]`. Values are about -1..1 and not clamped, or labels.
-    fn decode(&self, codes: &Codes) -> Tensor<4>;
-}
-
-/// Settings of any tokenizer; `kind` names it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum TokenizerConfig {
-    /// Convolutional autoencoder of VQGAN and VAR.
-    Vqgan(VqganConfig),
-    /// Vision transformer of ViT-VQGAN.
-    Vit(VitTokenizerConfig),
-    /// Convolutional autoencoder with continuous latents.
-    Kl(KlConfig),
-    /// Patches of pixels.
-    Patches(PatchesConfig),
-}
-
-impl TokenizerConfig {
-    /// The tokens that the tokenizer will make.
+    /// `images_bchw` is `[batch, channels, height, width]`, the spec's size, with the planes and values that [`Self::planes`] says.
     ///
     /// # Errors
-    /// [`smalti_base::Error::Invalid`] if the numbers do not fit each other.
-    pub fn spec(&self) -> Result<TokenSpec> {
-        match self {
-            Self::Vqgan(config) => config.spec(),
-            Self::Vit(config) => config.spec(),
-            Self::Kl(config) => config.spec(),
-            Self::Patches(config) => config.spec(),
-        }
-    }
+    /// Of tokenizers that cannot encode.
+    fn encode(&self, images_bchw: Tensor<4>) -> Result<Codes>;
 
-    /// What the images are that go in and come out.
+    /// Images of codes, `[batch, channels, height, width]`. Values are about -1..1 and not clamped, or labels.
     ///
     /// # Errors
-    /// As [`VqganConfig::planes`].
-    pub fn planes(&self) -> Result<Planes> {
-        match self {
-            Self::Vqgan(config) => config.planes(),
-            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => Ok(Planes::Colour),
-        }
+    /// [`Error::Invalid`] for codes of another kind or number than the spec's; of tokenizers that do not make images.
+    fn decode(&self, codes: &Codes) -> Result<Tensor<4>>;
+
+    /// The training pass, with gradients.
+    ///
+    /// # Shapes
+    /// As [`Self::encode`].
+    fn train_forward(&self, images_bchw: Tensor<4>, pass: &Pass) -> TokenizerPass;
+
+    /// The last layer: what [`TokenizerPass::features`] is to the reconstruction `[b, c, h, w]`, about -1..1 and not clamped; scores of
+    /// label maps.
+    fn to_pixels(&self, features: Tensor<4>) -> Tensor<4>;
+
+    /// The last layer's weight, by whose gradients adversarial training is balanced; none if nothing can be trained.
+    fn last_weight(&self) -> Option<Tensor<4>> {
+        None
     }
 
-    /// A tokenizer with fresh weights.
+    /// Tokens of images with what is uncertain about them, if tokens are vectors.
+    fn token_moments(&self, _images_bchw: Tensor<4>) -> Option<TokenMoments> {
+        None
+    }
+
+    /// Images of the first `parts` levels or depths of the codes: what the picture is so far.
     ///
     /// # Errors
-    /// [`smalti_base::Error::Invalid`] if the numbers do not fit each other.
-    pub fn init(&self, device: &Device) -> Result<TokenizerModel> {
-        Ok(match self {
-            Self::Vqgan(config) => TokenizerModel::Vqgan(config.init(device)?),
-            Self::Vit(config) => TokenizerModel::Vit(config.init(device)?),
-            Self::Kl(config) => TokenizerModel::Kl(config.init(device)?),
-            Self::Patches(config) => TokenizerModel::Patches(config.init()?),
-        })
+    /// [`Error::Unsupported`] by a tokenizer whose codes have one part, [`Error::Invalid`] for another number of parts.
+    fn decode_prefix(&self, _codes: &Codes, _parts: usize) -> Result<Tensor<4>> {
+        Err(Error::unsupported(
+            "a picture of a part of the codes by this tokenizer",
+            "only codes in levels or depths can be decoded in part",
+        ))
+    }
+
+    /// Images of codes `[b, h w]` on another grid than the spec's, `[b, c, height, width]`, about -1..1 and not clamped.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless the decoder is convolutional and the codes are one grid.
+    fn decode_grid(&self, _codes: &Codes, _grid: (usize, usize)) -> Result<Tensor<4>> {
+        Err(Error::unsupported(
+            "pictures of another size by this tokenizer",
+            "only a convolutional tokenizer whose codes are one grid makes pictures of any size",
+        ))
+    }
+
+    /// Codes of images with the distributions that they are drawn from; see [`Quantizer::soft_codes`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] by a tokenizer that has none.
+    fn soft_codes(&self, _images_bchw: Tensor<4>, _temperature: f64, _draw: Option<&mut Stream>) -> Result<Codes> {
+        Err(Error::unsupported("soft codes by this tokenizer", "train the generator on codes as they are"))
+    }
+
+    /// The quantizer between encoder and decoder, if there is one.
+    fn quantizer(&self) -> Option<&QuantizerModel> {
+        None
+    }
+
+    /// Applies what a training step did outside of the gradients, such as to codebooks; see [`Quantizer::update`].
+    fn update(&mut self, _stats: &Stats, _step: u64, _stream: &mut Stream) -> UpdateReport {
+        UpdateReport::default()
+    }
+
+    /// How the paths of those parameters begin that only encoding needs.
+    fn encoder_paths(&self) -> &'static [&'static str] {
+        &[]
     }
 }
 
-/// Any tokenizer, as training sees it: encoder, bottleneck, and a decoder in two parts.
-#[derive(Module, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a program holds one or two of them")]
-pub enum TokenizerModel {
-    /// Convolutional autoencoder of VQGAN and VAR.
-    Vqgan(Vqgan),
-    /// Vision transformer of ViT-VQGAN.
-    Vit(Vit),
-    /// Convolutional autoencoder with continuous latents.
-    Kl(Kl),
-    /// Patches of pixels.
-    Patches(Patches),
-}
-
-/// What the step between encoder and decoder gives in training.
+/// What a tokenizer gives in training.
 #[derive(Clone, Debug)]
-pub struct Bottleneck {
-    /// What the decoder sees, `[b, c, h', w']`.
-    pub latents_bchw: Tensor<4>,
-    /// Codes `[b, length]`, of a quantizer.
+pub struct TokenizerPass {
+    /// What the reconstruction is measured against, `[b, c, h, w]`: pictures as they are, labels as one-hot vectors.
+    pub target_bchw: Tensor<4>,
+    /// What the last layer sees; see [`Tokenizer::to_pixels`].
+    pub features: Tensor<4>,
+    /// Codes `[b, length]`, if tokens are codes.
     pub codes: Option<Tensor<2, Int>>,
-    /// The bottleneck's own loss, one element.
-    pub loss: BottleneckLoss,
-    /// What a quantizer's update needs.
+    /// The tokenizer's own loss terms.
+    pub terms: Vec<LossTerm>,
+    /// What [`Tokenizer::update`] needs.
     pub stats: Option<Stats>,
-}
-
-/// The own loss of a bottleneck.
-#[derive(Clone, Debug)]
-pub enum BottleneckLoss {
-    /// None.
-    None,
-    /// Commitment and codebook terms of a quantizer.
-    Codebook(Tensor<1>),
-    /// Divergence of the latents from a standard normal distribution, summed over an image, mean over images.
-    Divergence(Tensor<1>),
 }
 
 /// Tokens of images that are vectors, as a tokenizer knows them, `[b, n, c]` each.
@@ -133,193 +181,90 @@ pub struct TokenMoments {
     pub deviations_bnc: Option<Tensor<3>>,
 }
 
-impl TokenizerModel {
-    /// What the images are that go in and come out.
-    pub fn planes(&self) -> Planes {
-        match self {
-            Self::Vqgan(model) => model.planes(),
-            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => Planes::Colour,
+/// Codes as quantized latents `[b, c, h, w]`. Vectors are taken as quantized latents, one for each place of the finest level, as a
+/// generator makes them that mixes codes.
+///
+/// # Errors
+/// [`Error::Invalid`] for another number of places or channels than the spec and the quantizer have.
+fn quantized_latents(quantizer: &QuantizerModel, spec: &TokenSpec, codes: &Codes) -> Result<Tensor<4>> {
+    let (h, w) = spec.layout.finest();
+    match codes {
+        Codes::Discrete(ids) | Codes::Soft { codes: ids, .. } => {
+            let [_, length] = ids.dims();
+            must_have("codes", [length, 1], [spec.length(), 1])?;
+            Ok(quantizer.decode(ids.clone(), h, w))
         }
-    }
-
-    /// Images `[b, c, h, w]` to what the bottleneck sees, `[b, c, h', w']`.
-    pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Vqgan(model) => model.latents(images_bchw),
-            Self::Vit(model) => model.latents(images_bchw),
-            Self::Kl(model) => model.moments(images_bchw),
-            Self::Patches(_) => images_bchw,
-        }
-    }
-
-    /// Whether only encoding needs the parameter of this path.
-    pub fn only_encodes(path: &str) -> bool {
-        ["encoder.", "quant_conv.", "to_patch.", "pre_quant."].iter().any(|part| path.starts_with(part))
-    }
-
-    /// The quantizer between encoder and decoder, if tokens are codes.
-    pub fn quantizer(&self) -> Option<&QuantizerModel> {
-        match self {
-            Self::Vqgan(model) => Some(&model.quantize),
-            Self::Vit(model) => Some(&model.quantizer),
-            Self::Kl(_) | Self::Patches(_) => None,
-        }
-    }
-
-    /// The same tokenizer with another quantizer, if it has one.
-    pub fn with_quantizer(self, quantizer: QuantizerModel) -> Self {
-        match self {
-            Self::Vqgan(mut model) => {
-                model.quantize = quantizer;
-                Self::Vqgan(model)
-            }
-            Self::Vit(mut model) => {
-                model.quantizer = quantizer;
-                Self::Vit(model)
-            }
-            Self::Kl(_) | Self::Patches(_) => self,
-        }
-    }
-
-    /// The training pass of the bottleneck over what [`Self::latents`] made.
-    pub fn bottleneck(&self, latents_bchw: Tensor<4>, pass: Pass) -> Bottleneck {
-        if let Some(quantizer) = self.quantizer() {
-            let quantized = quantizer.train_forward_with(latents_bchw, pass);
-            return Bottleneck {
-                latents_bchw: quantized.latents_bchw,
-                codes: Some(quantized.codes),
-                loss: quantized.loss.map_or(BottleneckLoss::None, BottleneckLoss::Codebook),
-                stats: Some(quantized.stats),
-            };
-        }
-        let (latents_bchw, loss) = match self {
-            Self::Kl(_) => {
-                let noise = pass.noise_bchw.unwrap_or_else(|| Kl::noise(&latents_bchw));
-                let posterior = Posterior::new(latents_bchw);
-                (posterior.sample(noise), BottleneckLoss::Divergence(posterior.divergence().mean()))
-            }
-            _ => (latents_bchw, BottleneckLoss::None),
-        };
-        Bottleneck { latents_bchw, codes: None, loss, stats: None }
-    }
-
-    /// Latents `[b, c, h', w']` after the bottleneck to what the decoder's last layer sees.
-    pub fn features(&self, latents_bchw: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Vqgan(model) => model.features(latents_bchw),
-            Self::Vit(model) => model.features(latents_bchw),
-            Self::Kl(model) => model.features(latents_bchw),
-            Self::Patches(_) => latents_bchw,
-        }
-    }
-
-    /// Images as their reconstruction is measured against: labels as one-hot vectors `[b, classes, h, w]`, pictures as they are.
-    pub fn target(&self, images_bchw: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Vqgan(model) => model.seen(images_bchw),
-            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => images_bchw,
-        }
-    }
-
-    /// What [`Self::to_pixels`] made as images of the kind that went in.
-    fn images(&self, pixels_bchw: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Vqgan(model) => model.images(pixels_bchw),
-            Self::Vit(_) | Self::Kl(_) | Self::Patches(_) => pixels_bchw,
-        }
-    }
-
-    /// The decoder's last layer: features to images `[b, c, h, w]`, about -1..1 and not clamped; scores of label maps.
-    pub fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Vqgan(model) => model.to_pixels(features),
-            Self::Vit(model) => model.to_pixels(features),
-            Self::Kl(model) => model.to_pixels(features),
-            Self::Patches(_) => features,
-        }
-    }
-
-    /// The last layer's weight, by whose gradients adversarial training is balanced; none if nothing can be trained.
-    pub fn last_weight(&self) -> Option<Tensor<4>> {
-        match self {
-            Self::Vqgan(model) => Some(model.last_weight()),
-            Self::Vit(model) => Some(model.last_weight()),
-            Self::Kl(model) => Some(model.decoder.conv_out.weight.val()),
-            Self::Patches(_) => None,
-        }
-    }
-
-    /// Tokens of images `[b, 3, h, w]` with what is uncertain about them, if tokens are vectors.
-    pub fn token_moments(&self, images_bchw: Tensor<4>) -> Option<TokenMoments> {
-        match self {
-            Self::Vqgan(_) | Self::Vit(_) => None,
-            Self::Kl(model) => {
-                let [means_bnc, deviations_bnc] = model.token_moments(images_bchw);
-                Some(TokenMoments { means_bnc, deviations_bnc: Some(deviations_bnc) })
-            }
-            Self::Patches(model) => Some(TokenMoments { means_bnc: model.encode(images_bchw), deviations_bnc: None }),
-        }
-    }
-
-    /// Images of codes `[b, h w]` on another grid than the spec's, `[b, 3, height, width]`, about -1..1 and not clamped.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] unless the decoder is convolutional and the codes are one grid.
-    pub fn decode_grid(&self, codes: &Codes, (h, w): (usize, usize)) -> Result<Tensor<4>> {
-        match (self, codes) {
-            (Self::Vqgan(model), Codes::Discrete(ids)) if matches!(self.spec().layout, Layout::Grid { .. }) => {
-                Ok(self.images(self.to_pixels(self.features(model.quantize.decode(ids.clone(), h, w)))))
-            }
-            _ => Err(Error::unsupported(
-                "pictures of another size by this tokenizer",
-                "only a convolutional tokenizer whose codes are one grid makes pictures of any size",
-            )),
-        }
-    }
-
-    /// Codes as latents after the bottleneck.
-    fn codes_to_latents(&self, codes: &Codes) -> Tensor<4> {
-        let (h, w) = self.spec().layout.finest();
-        match (self, codes, self.quantizer()) {
-            (_, Codes::Discrete(ids), Some(quantizer)) => quantizer.decode(ids.clone(), h, w),
-            (Self::Kl(model), Codes::Continuous(tokens), _) => model.latents(tokens.clone()),
-            (Self::Patches(model), Codes::Continuous(tokens), _) => model.decode(tokens.clone()),
-            // For a quantizer's decoder vectors are quantized latents, one for each place of the finest level.
-            (_, Codes::Continuous(vectors), _) => {
-                let [b, _, c] = vectors.dims();
-                vectors.clone().swap_dims(1, 2).reshape([b, c, h, w])
-            }
-            // Codes mean nothing here: the image of zeros.
-            (_, Codes::Discrete(ids), None) => {
-                let [b, n] = ids.dims();
-                let zeros = Tensor::zeros([b, n, self.spec().channels().unwrap_or(1)], &ids.device());
-                self.codes_to_latents(&Codes::Continuous(zeros))
-            }
+        Codes::Continuous(vectors) => {
+            let [b, n, c] = vectors.dims();
+            must_have("vectors", [n, c], [h * w, quantizer.channels()])?;
+            Ok(vectors.clone().swap_dims(1, 2).reshape([b, c, h, w]))
         }
     }
 }
 
-impl Tokenizer for TokenizerModel {
-    fn spec(&self) -> &TokenSpec {
-        match self {
-            Self::Vqgan(model) => model.spec(),
-            Self::Vit(model) => model.spec(),
-            Self::Kl(model) => model.spec(),
-            Self::Patches(model) => model.spec(),
+/// Quantized latents of the first `parts` levels or depths of the codes.
+///
+/// # Errors
+/// As [`quantized_latents`] and [`Quantizer::decode_prefix`].
+fn prefix_latents(quantizer: &QuantizerModel, spec: &TokenSpec, codes: &Codes, parts: usize) -> Result<Tensor<4>> {
+    let (h, w) = spec.layout.finest();
+    match codes {
+        Codes::Discrete(ids) | Codes::Soft { codes: ids, .. } => {
+            must_have("codes", [ids.dims()[1], 1], [spec.length(), 1])?;
+            quantizer.decode_prefix(ids.clone(), h, w, parts)
+        }
+        Codes::Continuous(_) => Err(Error::invalid("tokens to decode", "vectors have no levels or depths")),
+    }
+}
+
+/// The vectors `[b, n, c]` of a tokenizer of vectors.
+///
+/// # Errors
+/// [`Error::Invalid`] for codes, or another number of places or channels than the spec's.
+fn vectors<'a>(spec: &TokenSpec, codes: &'a Codes) -> Result<&'a Tensor<3>> {
+    match codes {
+        Codes::Continuous(vectors) => {
+            let [_, n, c] = vectors.dims();
+            must_have("vectors", [n, c], [spec.length(), spec.channels().unwrap_or_default()])?;
+            Ok(vectors)
+        }
+        Codes::Discrete(_) | Codes::Soft { .. } => {
+            Err(Error::invalid("tokens to decode", format!("codes were given, but the tokens are {}", spec.kind)))
         }
     }
+}
 
-    fn encode(&self, images_bchw: Tensor<4>) -> Codes {
-        match self {
-            Self::Vqgan(model) => Codes::Discrete(model.quantize.encode(model.latents(images_bchw))),
-            Self::Vit(model) => Codes::Discrete(model.quantizer.encode(model.latents(images_bchw))),
-            Self::Kl(model) => Codes::Continuous(model.tokens(Posterior::new(model.moments(images_bchw)).mean_bchw)),
-            Self::Patches(model) => Codes::Continuous(model.encode(images_bchw)),
+fn must_have(what: &str, found: [usize; 2], expected: [usize; 2]) -> Result<()> {
+    match found == expected {
+        true => Ok(()),
+        false => {
+            let [n, c] = found;
+            let [places, channels] = expected;
+            let problem = format!("{what} for {n} places of {c} numbers; expected {places} places of {channels}");
+            Err(Error::invalid("tokens to decode", problem))
         }
     }
+}
 
-    fn decode(&self, codes: &Codes) -> Tensor<4> {
-        self.images(self.to_pixels(self.features(self.codes_to_latents(codes))))
+/// Quantized latents of codes on another grid than the spec's.
+///
+/// # Errors
+/// [`Error::Unsupported`] unless the codes are one grid, [`Error::Invalid`] for another number of codes.
+fn latents_on_grid(
+    quantizer: &QuantizerModel,
+    spec: &TokenSpec,
+    codes: &Codes,
+    (h, w): (usize, usize),
+) -> Result<Tensor<4>> {
+    match (codes, &spec.layout) {
+        (Codes::Discrete(ids), Layout::Grid { .. }) => {
+            must_have("codes", [ids.dims()[1], 1], [h * w, 1])?;
+            Ok(quantizer.decode(ids.clone(), h, w))
+        }
+        _ => Err(Error::unsupported(
+            format!("pictures of another size of a {}", spec.layout),
+            "only codes of one grid make pictures of any size",
+        )),
     }
 }
 
@@ -328,22 +273,33 @@ impl Tokenizer for TokenizerModel {
 pub struct TokenDecoder(TokenizerModel);
 
 impl TokenDecoder {
-    /// The decoder of a tokenizer whose parameters are loaded, those aside of which [`TokenizerModel::only_encodes`] says so.
+    /// The decoder of a tokenizer whose parameters are loaded, those aside that [`Tokenizer::encoder_paths`] names.
     pub fn new(tokenizer: TokenizerModel) -> Self {
         Self(tokenizer)
     }
 
-    /// See [`TokenizerModel::planes`].
+    /// See [`Tokenizer::planes`].
     pub fn planes(&self) -> Planes {
         self.0.planes()
     }
 
     /// See [`Tokenizer::decode`].
-    pub fn decode(&self, codes: &Codes) -> Tensor<4> {
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode(&self, codes: &Codes) -> Result<Tensor<4>> {
         self.0.decode(codes)
     }
 
-    /// See [`TokenizerModel::decode_grid`].
+    /// See [`Tokenizer::decode_prefix`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_prefix(&self, codes: &Codes, parts: usize) -> Result<Tensor<4>> {
+        self.0.decode_prefix(codes, parts)
+    }
+
+    /// See [`Tokenizer::decode_grid`].
     ///
     /// # Errors
     /// As there.

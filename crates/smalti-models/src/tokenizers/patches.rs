@@ -3,8 +3,13 @@
 //! Raw pixels are what MAR's appendix generates at 64 pixels, 4x4 of them a token (arXiv 2406.11838). The order inside a
 //! token is that of MAR everywhere: channel, row, column.
 
+use super::{TokenMoments, Tokenizer, TokenizerPass, TokenizerSettings, vectors};
+use crate::Codes;
+use crate::quantizers::Pass;
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Result, TokenSpec};
 
@@ -20,12 +25,30 @@ pub struct PatchesConfig {
     pub patch_size: usize,
 }
 
+impl Described for PatchesConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2406.11838",
+        tokens: "grid of vectors",
+        about: "patches of unchanged pixels, nothing to train",
+    };
+}
+
 impl PatchesConfig {
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// As [`TokenizerSettings::spec`].
+    pub fn init(&self, _: &Device) -> Result<Patches> {
+        Ok(Patches { patch_size: self.patch_size, spec: self.spec()? })
+    }
+}
+
+impl TokenizerSettings for PatchesConfig {
     /// The tokens that it makes: one for each patch.
     ///
     /// # Errors
     /// [`Error::Invalid`] if patches do not fill the image.
-    pub fn spec(&self) -> Result<TokenSpec> {
+    fn spec(&self) -> Result<TokenSpec> {
         let (size, patch) = (self.image_size, self.patch_size);
         if size == 0 || patch == 0 || !size.is_multiple_of(patch) {
             let problem = format!("image_size {size} is not a multiple of patch_size {patch}");
@@ -33,14 +56,6 @@ impl PatchesConfig {
         }
         let layout = Layout::Grid { h: size / patch, w: size / patch };
         Ok(TokenSpec::continuous(layout, CHANNELS * patch * patch, (size, size)))
-    }
-
-    /// The tokenizer.
-    ///
-    /// # Errors
-    /// As [`Self::spec`].
-    pub fn init(&self) -> Result<Patches> {
-        Ok(Patches { patch_size: self.patch_size, spec: self.spec()? })
     }
 }
 
@@ -52,20 +67,31 @@ pub struct Patches {
     spec: TokenSpec,
 }
 
-impl Patches {
-    /// The tokens that it makes.
-    pub fn spec(&self) -> &TokenSpec {
+impl Tokenizer for Patches {
+    fn spec(&self) -> &TokenSpec {
         &self.spec
     }
 
-    /// Images `[b, 3, h, w]` to tokens `[b, n, 3 * p * p]`.
-    pub fn encode(&self, images_bchw: Tensor<4>) -> Tensor<3> {
-        patchify(images_bchw, self.patch_size)
+    fn encode(&self, images_bchw: Tensor<4>) -> Result<Codes> {
+        Ok(Codes::Continuous(patchify(images_bchw, self.patch_size)))
     }
 
-    /// The exact inverse of [`Self::encode`].
-    pub fn decode(&self, tokens_bnc: Tensor<3>) -> Tensor<4> {
-        unpatchify(tokens_bnc, self.patch_size, self.spec.image_size)
+    /// The exact inverse of [`Tokenizer::encode`].
+    fn decode(&self, codes: &Codes) -> Result<Tensor<4>> {
+        Ok(unpatchify(vectors(&self.spec, codes)?.clone(), self.patch_size, self.spec.image_size))
+    }
+
+    fn train_forward(&self, images_bchw: Tensor<4>, _: &Pass) -> TokenizerPass {
+        let features = images_bchw.clone();
+        TokenizerPass { target_bchw: images_bchw, features, codes: None, terms: Vec::new(), stats: None }
+    }
+
+    fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
+        features
+    }
+
+    fn token_moments(&self, images_bchw: Tensor<4>) -> Option<TokenMoments> {
+        Some(TokenMoments { means_bnc: patchify(images_bchw, self.patch_size), deviations_bnc: None })
     }
 }
 

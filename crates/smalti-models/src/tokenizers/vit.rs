@@ -4,14 +4,19 @@
 //! Patches become tokens by a linear map, places are told by a fixed table, and pixels come back by another linear map. The
 //! networks see images in 0..1; in and out they are in -1..1 as everywhere.
 
-use crate::quantizers::{QuantizerConfig, QuantizerModel};
+use super::{Tokenizer, TokenizerPass, TokenizerSettings, prefix_latents, quantized_latents};
+use crate::Codes;
+use crate::quantizers::vq::Metric;
+use crate::quantizers::{Pass, Quantized, QuantizerConfig, QuantizerModel, Stats, UpdateReport};
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, TokenSpec};
+use smalti_base::{Error, Result, TokenSpec, rng::Stream};
 use smalti_nn::dense::Dense;
 use smalti_nn::init::Init;
-use smalti_nn::vit::{VitConfig, VitTransformer, sincos_2d, xavier};
+use smalti_nn::vit::{FeedForward, VitConfig, VitTransformer, sincos_2d, xavier};
 
 /// Settings of a [`Vit`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,27 +37,15 @@ pub struct VitTokenizerConfig {
 const PLACE: &str = "tokenizer (vit)";
 const CHANNELS: usize = 3;
 
-impl VitTokenizerConfig {
-    /// The tokens that the model makes of latents with a place for each patch.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if the numbers do not fit each other.
-    pub fn spec(&self) -> Result<TokenSpec> {
-        let (size, patch) = (self.image_size, self.patch_size);
-        if size == 0 || patch == 0 || !size.is_multiple_of(patch) {
-            return Err(Error::invalid(PLACE, format!("image_size {size} is not a multiple of patch_size {patch}")));
-        }
-        for (key, config) in [("encoder", &self.encoder), ("decoder", &self.decoder)] {
-            config.check(&format!("{PLACE}: {key}"))?;
-            if !config.dim.is_multiple_of(4) {
-                let problem = format!("{key}.dim {} is not a multiple of 4, as the table of places needs", config.dim);
-                return Err(Error::invalid(PLACE, problem));
-            }
-        }
-        let layout = self.quantizer.layout(size / patch, size / patch)?;
-        Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (size, size)))
-    }
+impl Described for VitTokenizerConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2110.04627",
+        tokens: "as its quantizer's",
+        about: "vision transformer autoencoder with a codebook (ViT-VQGAN)",
+    };
+}
 
+impl VitTokenizerConfig {
     /// A model with fresh weights.
     ///
     /// # Errors
@@ -76,6 +69,39 @@ impl VitTokenizerConfig {
             decoder_places: table(to),
             spec,
         })
+    }
+}
+
+impl TokenizerSettings for VitTokenizerConfig {
+    /// The tokens that the model makes of latents with a place for each patch.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the numbers do not fit each other.
+    fn spec(&self) -> Result<TokenSpec> {
+        let (size, patch) = (self.image_size, self.patch_size);
+        if size == 0 || patch == 0 || !size.is_multiple_of(patch) {
+            return Err(Error::invalid(PLACE, format!("image_size {size} is not a multiple of patch_size {patch}")));
+        }
+        for (key, config) in [("encoder", &self.encoder), ("decoder", &self.decoder)] {
+            config.check(&format!("{PLACE}: {key}"))?;
+            if !config.dim.is_multiple_of(4) {
+                let problem = format!("{key}.dim {} is not a multiple of 4, as the table of places needs", config.dim);
+                return Err(Error::invalid(PLACE, problem));
+            }
+        }
+        let layout = self.quantizer.layout(size / patch, size / patch)?;
+        Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (size, size)))
+    }
+
+    /// The official networks compare codes by angle, and their non-linearity is the hyperbolic tangent.
+    fn official(&self) -> Option<&'static str> {
+        let by_angle = match &self.quantizer {
+            QuantizerConfig::Vq(vq) => vq.metric != Metric::Euclidean && vq.projected.is_none(),
+            _ => false,
+        };
+        let networks = [&self.encoder, &self.decoder];
+        let is_official = by_angle && networks.iter().all(|network| network.feed_forward == FeedForward::Tanh);
+        is_official.then_some("vit-vqgan")
     }
 }
 
@@ -143,11 +169,6 @@ impl PatchMap {
 }
 
 impl Vit {
-    /// The tokens of the model.
-    pub fn spec(&self) -> &TokenSpec {
-        &self.spec
-    }
-
     /// Images `[b, 3, h, w]` of the spec's size in -1..1 to latents `[b, c, h / p, w / p]` before quantization.
     pub fn latents(&self, images_bchw: Tensor<4>) -> Tensor<4> {
         let tokens_bnd = self.encode_tokens(images_bchw);
@@ -168,20 +189,66 @@ impl Vit {
         self.as_map(self.decoder.forward(tokens_bnd))
     }
 
-    /// The last layer: `[b, dim, h, w]` to images `[b, 3, h * p, w * p]` in about -1..1, not clamped.
-    pub fn to_pixels(&self, features_bdhw: Tensor<4>) -> Tensor<4> {
-        self.to_pixel.pixels(features_bdhw) * 2.0 - 1.0
-    }
-
-    /// Weight of the last layer, `[dim, 3, patch, patch]`.
-    pub fn last_weight(&self) -> Tensor<4> {
-        self.to_pixel.weight.val()
-    }
-
     /// Tokens `[b, n, c]` as a map `[b, c, h, w]`.
     fn as_map(&self, tokens_bnc: Tensor<3>) -> Tensor<4> {
         let [b, n, c] = tokens_bnc.dims();
         let side = self.spec.image_size.1 / self.to_patch.weight.dims()[2];
         tokens_bnc.swap_dims(1, 2).reshape([b, c, n / side, side])
+    }
+}
+
+impl Tokenizer for Vit {
+    fn spec(&self) -> &TokenSpec {
+        &self.spec
+    }
+
+    fn encode(&self, images_bchw: Tensor<4>) -> Result<Codes> {
+        Ok(Codes::Discrete(self.quantizer.encode(self.latents(images_bchw))))
+    }
+
+    fn decode(&self, codes: &Codes) -> Result<Tensor<4>> {
+        Ok(self.to_pixels(self.features(quantized_latents(&self.quantizer, &self.spec, codes)?)))
+    }
+
+    fn decode_prefix(&self, codes: &Codes, parts: usize) -> Result<Tensor<4>> {
+        Ok(self.to_pixels(self.features(prefix_latents(&self.quantizer, &self.spec, codes, parts)?)))
+    }
+
+    fn train_forward(&self, images_bchw: Tensor<4>, pass: &Pass) -> TokenizerPass {
+        let Quantized { latents_bchw, codes, terms, stats } =
+            self.quantizer.train_forward(self.latents(images_bchw.clone()), pass);
+        TokenizerPass {
+            target_bchw: images_bchw,
+            features: self.features(latents_bchw),
+            codes: Some(codes),
+            terms,
+            stats: Some(stats),
+        }
+    }
+
+    /// `[b, dim, h, w]` to images `[b, 3, h * p, w * p]` in about -1..1, not clamped.
+    fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
+        self.to_pixel.pixels(features) * 2.0 - 1.0
+    }
+
+    /// `[dim, 3, patch, patch]`.
+    fn last_weight(&self) -> Option<Tensor<4>> {
+        Some(self.to_pixel.weight.val())
+    }
+
+    fn soft_codes(&self, images_bchw: Tensor<4>, temperature: f64, draw: Option<&mut Stream>) -> Result<Codes> {
+        self.quantizer.soft_codes(self.latents(images_bchw), temperature, draw)
+    }
+
+    fn quantizer(&self) -> Option<&QuantizerModel> {
+        Some(&self.quantizer)
+    }
+
+    fn update(&mut self, stats: &Stats, step: u64, stream: &mut Stream) -> UpdateReport {
+        self.quantizer.update(stats, step, stream)
+    }
+
+    fn encoder_paths(&self) -> &'static [&'static str] {
+        &["encoder.", "to_patch.", "pre_quant."]
     }
 }

@@ -2,11 +2,15 @@
 //! arXiv 2012.09841). Field names are the keys of the official checkpoints. With the multi-scale quantizer and 3x3
 //! convolutions around it, it is the tokenizer of VAR (arXiv 2404.02905).
 
-use crate::quantizers::{Quantizer, QuantizerConfig, QuantizerModel};
+use super::{Tokenizer, TokenizerPass, TokenizerSettings, latents_on_grid, prefix_latents, quantized_latents};
+use crate::Codes;
+use crate::quantizers::{Pass, Quantized, QuantizerConfig, QuantizerModel, Stats, UpdateReport};
+use crate::role::Described;
+use crate::systems::Facts;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Planes, Result, TokenSpec};
+use smalti_base::{Error, Planes, Result, TokenSpec, rng::Stream};
 use smalti_nn::{Conv, ConvAutoencoderConfig, ConvDecoder, ConvEncoder, Shortcut};
 
 /// Settings of a [`Vqgan`].
@@ -86,55 +90,15 @@ fn epsilon() -> f64 {
     1e-6
 }
 
+impl Described for VqganConfig {
+    const FACTS: Facts = Facts {
+        arxiv: "2012.09841",
+        tokens: "as its quantizer's",
+        about: "convolutional autoencoder with a codebook (VQGAN, VAR)",
+    };
+}
+
 impl VqganConfig {
-    /// The tokens that the model makes of square latents of side `image_size / 2^(levels - 1)`.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if the numbers do not fit each other.
-    pub fn spec(&self) -> Result<TokenSpec> {
-        let autoencoder = self.autoencoder();
-        autoencoder.check(PLACE)?;
-        let channels = self.quantizer.channels();
-        if self.embed_dim != channels {
-            let problem = format!("embed_dim is {}, but the quantizer has {channels} channels", self.embed_dim);
-            return Err(Error::invalid(PLACE, problem));
-        }
-        if self.in_channels != self.out_channels {
-            let problem = format!(
-                "in_channels is {}, but out_channels is {}: the model reconstructs its images, so they must be equal",
-                self.in_channels, self.out_channels
-            );
-            return Err(Error::invalid(PLACE, problem));
-        }
-        self.planes()?;
-        if self.quant_kernel.is_multiple_of(2) {
-            return Err(Error::invalid(
-                PLACE,
-                format!("quant_kernel is {}, expected an odd number", self.quant_kernel),
-            ));
-        }
-        let side = autoencoder.latent_size();
-        let layout = self.quantizer.layout(side, side)?;
-        Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (self.image_size, self.image_size)))
-    }
-
-    /// What the images are.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] or [`Error::Invalid`] for a number of channels that no image has.
-    pub fn planes(&self) -> Result<Planes> {
-        match (self.label_maps, self.in_channels) {
-            (false, _) if self.label_shift > 0 => {
-                Err(Error::invalid(PLACE, "label_shift is for label maps: add label_maps = true, or leave it out"))
-            }
-            (false, channels) => Planes::of_channels(channels),
-            (true, classes @ 2..=256) => Ok(Planes::Labels { classes, shift: self.label_shift }),
-            (true, n) => {
-                Err(Error::invalid(PLACE, format!("label maps with in_channels = {n}; expected 2 to 256 classes")))
-            }
-        }
-    }
-
     /// A model with fresh weights.
     ///
     /// # Errors
@@ -173,6 +137,64 @@ impl VqganConfig {
     }
 }
 
+impl TokenizerSettings for VqganConfig {
+    /// The tokens that the model makes of square latents of side `image_size / 2^(levels - 1)`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the numbers do not fit each other.
+    fn spec(&self) -> Result<TokenSpec> {
+        let autoencoder = self.autoencoder();
+        autoencoder.check(PLACE)?;
+        let channels = self.quantizer.channels();
+        if self.embed_dim != channels {
+            let problem = format!("embed_dim is {}, but the quantizer has {channels} channels", self.embed_dim);
+            return Err(Error::invalid(PLACE, problem));
+        }
+        if self.in_channels != self.out_channels {
+            let problem = format!(
+                "in_channels is {}, but out_channels is {}: the model reconstructs its images, so they must be equal",
+                self.in_channels, self.out_channels
+            );
+            return Err(Error::invalid(PLACE, problem));
+        }
+        self.planes()?;
+        if self.quant_kernel.is_multiple_of(2) {
+            return Err(Error::invalid(
+                PLACE,
+                format!("quant_kernel is {}, expected an odd number", self.quant_kernel),
+            ));
+        }
+        let side = autoencoder.latent_size();
+        let layout = self.quantizer.layout(side, side)?;
+        Ok(TokenSpec::discrete(layout, self.quantizer.vocabulary(), (self.image_size, self.image_size)))
+    }
+
+    /// What the images are.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] or [`Error::Invalid`] for a number of channels that no image has.
+    fn planes(&self) -> Result<Planes> {
+        match (self.label_maps, self.in_channels) {
+            (false, _) if self.label_shift > 0 => {
+                Err(Error::invalid(PLACE, "label_shift is for label maps: add label_maps = true, or leave it out"))
+            }
+            (false, channels) => Planes::of_channels(channels),
+            (true, classes @ 2..=256) => Ok(Planes::Labels { classes, shift: self.label_shift }),
+            (true, n) => {
+                Err(Error::invalid(PLACE, format!("label maps with in_channels = {n}; expected 2 to 256 classes")))
+            }
+        }
+    }
+
+    fn any_size(&self) -> bool {
+        true
+    }
+
+    fn official(&self) -> Option<&'static str> {
+        self.quantizer.official()
+    }
+}
+
 const PLACE: &str = "tokenizer (vqgan)";
 
 /// The autoencoder with its quantizer. Images are in -1..1, or label maps.
@@ -195,16 +217,6 @@ pub struct Vqgan {
 }
 
 impl Vqgan {
-    /// The tokens of the model.
-    pub fn spec(&self) -> &TokenSpec {
-        &self.spec
-    }
-
-    /// What the images are.
-    pub fn planes(&self) -> Planes {
-        self.planes
-    }
-
     /// Images `[b, c, h, w]` as the encoder sees them, `[b, in_channels, h, w]`: labels as one-hot vectors, pictures as they are.
     pub fn seen(&self, images_bchw: Tensor<4>) -> Tensor<4> {
         let Planes::Labels { classes, .. } = self.planes else { return images_bchw };
@@ -212,11 +224,6 @@ impl Vqgan {
         let numbers = Tensor::<1, Int>::arange(0..classes as i64, &images_bchw.device()).float();
         let size = [b, classes, h, w];
         images_bchw.expand(size).equal(numbers.reshape([1, classes, 1, 1]).expand(size)).float()
-    }
-
-    /// What [`Self::to_pixels`] made as images: the most likely labels `[b, 1, h, w]`, pictures as they are.
-    pub fn images(&self, pixels_bchw: Tensor<4>) -> Tensor<4> {
-        if self.planes.are_labels() { pixels_bchw.argmax(1).float() } else { pixels_bchw }
     }
 
     /// Images `[b, c, h, w]` to latents `[b, embed_dim, h / f, w / f]` before quantization.
@@ -229,18 +236,73 @@ impl Vqgan {
         self.decoder.features(self.post_quant_conv.forward(latents_bchw))
     }
 
+    /// Quantized latents as images: the most likely labels `[b, 1, h, w]`, pictures as they are.
+    fn images(&self, latents_bchw: Tensor<4>) -> Tensor<4> {
+        let pixels = self.to_pixels(self.features(latents_bchw));
+        if self.planes.are_labels() { pixels.argmax(1).float() } else { pixels }
+    }
+}
+
+impl Tokenizer for Vqgan {
+    fn spec(&self) -> &TokenSpec {
+        &self.spec
+    }
+
+    fn planes(&self) -> Planes {
+        self.planes
+    }
+
+    fn encode(&self, images_bchw: Tensor<4>) -> Result<Codes> {
+        Ok(Codes::Discrete(self.quantize.encode(self.latents(images_bchw))))
+    }
+
+    fn decode(&self, codes: &Codes) -> Result<Tensor<4>> {
+        quantized_latents(&self.quantize, &self.spec, codes).map(|latents| self.images(latents))
+    }
+
+    fn decode_prefix(&self, codes: &Codes, parts: usize) -> Result<Tensor<4>> {
+        prefix_latents(&self.quantize, &self.spec, codes, parts).map(|latents| self.images(latents))
+    }
+
+    fn decode_grid(&self, codes: &Codes, grid: (usize, usize)) -> Result<Tensor<4>> {
+        latents_on_grid(&self.quantize, &self.spec, codes, grid).map(|latents| self.images(latents))
+    }
+
+    fn train_forward(&self, images_bchw: Tensor<4>, pass: &Pass) -> TokenizerPass {
+        let Quantized { latents_bchw, codes, terms, stats } =
+            self.quantize.train_forward(self.latents(images_bchw.clone()), pass);
+        TokenizerPass {
+            target_bchw: self.seen(images_bchw),
+            features: self.features(latents_bchw),
+            codes: Some(codes),
+            terms,
+            stats: Some(stats),
+        }
+    }
+
     /// The decoder's last convolution: `[b, ch, h, w]` to images `[b, out_channels, h, w]`, not clamped; scores (logits) of label maps.
-    pub fn to_pixels(&self, features_bchw: Tensor<4>) -> Tensor<4> {
-        self.decoder.conv_out.forward(features_bchw)
+    fn to_pixels(&self, features: Tensor<4>) -> Tensor<4> {
+        self.decoder.conv_out.forward(features)
     }
 
-    /// Weight of the last layer, `[out_channels, ch, 3, 3]`.
-    pub fn last_weight(&self) -> Tensor<4> {
-        self.decoder.conv_out.weight.val()
+    /// `[out_channels, ch, 3, 3]`.
+    fn last_weight(&self) -> Option<Tensor<4>> {
+        Some(self.decoder.conv_out.weight.val())
     }
 
-    /// Codes `[b, length]` of images.
-    pub fn encode(&self, images_bchw: Tensor<4>) -> Tensor<2, Int> {
-        self.quantize.encode(self.latents(images_bchw))
+    fn soft_codes(&self, images_bchw: Tensor<4>, temperature: f64, draw: Option<&mut Stream>) -> Result<Codes> {
+        self.quantize.soft_codes(self.latents(images_bchw), temperature, draw)
+    }
+
+    fn quantizer(&self) -> Option<&QuantizerModel> {
+        Some(&self.quantize)
+    }
+
+    fn update(&mut self, stats: &Stats, step: u64, stream: &mut Stream) -> UpdateReport {
+        self.quantize.update(stats, step, stream)
+    }
+
+    fn encoder_paths(&self) -> &'static [&'static str] {
+        &["encoder.", "quant_conv."]
     }
 }

@@ -1,11 +1,10 @@
 //! Captions that vary in training: words count by themselves, not only as parts of the one caption that an image has.
 
+use super::examples::Opened;
 use crate::recipe::CaptionConfig;
 use smalti_base::{Error, Result, Rng};
-use smalti_data::shard::Shards;
 use smalti_data::text::TextTokenizer;
-use smalti_models::generators::Condition;
-use std::path::Path;
+use smalti_models::generators::Given;
 
 /// Draws are apart from those that order the data and those of a step.
 const STREAM: u64 = 1 << 33;
@@ -23,18 +22,12 @@ impl Captions {
     /// Reads the phrases of all rows.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if no row has keywords; what reading the shards returns.
-    pub(super) fn read(
-        shards: &Shards,
-        path: &Path,
-        config: &CaptionConfig,
-        text: TextTokenizer,
-        seed: u64,
-    ) -> Result<Self> {
-        let phrases = (0..shards.len()).map(|index| phrases(shards, index)).collect::<Result<Vec<_>>>()?;
+    /// [`Error::Invalid`] if no row has keywords; what reading them returns.
+    pub(super) fn read(examples: &Opened, config: &CaptionConfig, text: TextTokenizer, seed: u64) -> Result<Self> {
+        let phrases = (0..examples.len()).map(|index| examples.phrases(index)).collect::<Result<Vec<_>>>()?;
         if phrases.iter().all(|phrases| phrases.len() < 2) {
             return Err(Error::invalid_hint(
-                path.display(),
+                examples.place(),
                 "has no keywords, but the recipe's task.captions asks for them",
                 "if the images have the field `keywords`, run `smalti tokenize` into a new folder; otherwise leave out task.captions",
             ));
@@ -46,7 +39,7 @@ impl Captions {
     ///
     /// # Errors
     /// [`Error::Invalid`] if the text cannot be encoded.
-    pub(super) fn draw(&self, row: usize, epoch: u64) -> Result<Option<Condition>> {
+    pub(super) fn draw(&self, row: usize, epoch: u64) -> Result<Option<Given>> {
         let phrases = &self.phrases[row];
         let mut stream = self.rng.stream(STREAM + row as u64, epoch);
         if phrases.is_empty() || stream.uniform() >= self.config.keywords {
@@ -55,20 +48,8 @@ impl Captions {
         let count = 1 + stream.below(self.config.most.min(phrases.len()));
         let chosen = stream.permutation(phrases.len()).into_iter().take(count);
         let caption: Vec<&str> = chosen.map(|i| phrases[i].as_str()).collect();
-        Ok(Some(Condition::Text(self.text.encode(&caption.join(" "))?)))
+        Ok(Some(Given::Text(self.text.encode(&caption.join(" "))?)))
     }
-}
-
-/// Caption and keywords of a row, each once.
-pub(super) fn phrases(shards: &Shards, index: usize) -> Result<Vec<String>> {
-    let row = shards.row(index)?;
-    let mut phrases: Vec<String> = row.text.into_iter().collect();
-    for keyword in row.keywords {
-        if !phrases.contains(&keyword) {
-            phrases.push(keyword);
-        }
-    }
-    Ok(phrases)
 }
 
 #[cfg(test)]
@@ -79,7 +60,7 @@ mod tests {
     fn captions_are_made_of_phrases_as_often_as_asked() {
         let phrases: Vec<String> = ["red heart", "love", "card game"].map(str::to_string).to_vec();
         let text = TextTokenizer::train_bpe(&phrases, 300).unwrap();
-        let encode = |words: &[&str]| Condition::Text(text.encode(&words.join(" ")).unwrap());
+        let encode = |words: &[&str]| Given::Text(text.encode(&words.join(" ")).unwrap());
         let mut possible = Vec::new();
         for first in &phrases {
             possible.push(encode(&[first]));
@@ -89,7 +70,7 @@ mod tests {
         }
         let config = CaptionConfig { keywords: 0.25, most: 2 };
         let captions = Captions { config, rng: Rng::new(3), text: text.clone(), phrases: vec![phrases.clone(); 2] };
-        let drawn: Vec<Condition> = (0..4000).filter_map(|epoch| captions.draw(1, epoch).unwrap()).collect();
+        let drawn: Vec<Given> = (0..4000).filter_map(|epoch| captions.draw(1, epoch).unwrap()).collect();
         // Four standard deviations of a binomial distribution.
         assert!((drawn.len() as f64 - 1000.0).abs() < 4.0 * (4000.0_f64 * 0.25 * 0.75).sqrt(), "{}", drawn.len());
         assert!(drawn.iter().all(|condition| possible.contains(condition)));

@@ -1,13 +1,12 @@
 //! Training a tokenizer on images.
 
-use super::indices;
 use crate::gradients::accumulate;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
 use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use smalti_base::{Layout, Progress, Result, Rng};
+use smalti_base::{Layout, Progress, Result, Rng, TokenSpec, rng::Stream};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
 use smalti_data::image::grid;
@@ -15,9 +14,10 @@ use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
 use smalti_eval::{Compared, Fidelity, FidelitySum, Scores};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
+use smalti_models::host;
 use smalti_models::losses::{Critic, TokenizerLoss};
-use smalti_models::quantizers::{Stats, usage::Usage};
-use smalti_models::tokenizers::{Tokenizer, TokenizerConfig, TokenizerModel};
+use smalti_models::quantizers::{Pass, Stats, usage::Usage};
+use smalti_models::tokenizers::TokenizerModel;
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,11 +25,40 @@ use std::sync::Arc;
 /// Draws of a quantizer's update use streams of their own.
 const UPDATE_STREAM: u64 = 2 << 32;
 
-/// Tokens of each level; none if there are no levels.
-fn level_sizes(layout: &Layout) -> Vec<usize> {
-    match layout {
-        Layout::Pyramid { levels } => levels.iter().map(|(h, w)| h * w).collect(),
-        _ => Vec::new(),
+/// How the codes of validation images are used, of all places and of each level or depth.
+struct CodeUsage {
+    all: Usage,
+    /// Coarse levels and deep residuals are the first to collapse.
+    by_part: Vec<Usage>,
+    /// The level or depth of each place.
+    parts: Vec<usize>,
+    /// What a part is called.
+    name: &'static str,
+}
+
+impl CodeUsage {
+    /// Nothing counted yet; none for tokens that are vectors.
+    fn new(spec: &TokenSpec) -> Option<Self> {
+        let (codes, layout) = (spec.vocabularies()?, &spec.layout);
+        let name = if matches!(layout, Layout::Pyramid { .. }) { "level" } else { "depth" };
+        let has_parts = matches!(layout, Layout::Pyramid { .. } | Layout::Stack { .. });
+        let by_part = (0..layout.parts()).filter(|_| has_parts).map(|part| Usage::new(codes.of(part))).collect();
+        let parts = (0..layout.length()).map(|place| layout.part_of(place)).collect();
+        Some(Self { all: Usage::new(codes.most()), by_part, parts, name })
+    }
+
+    fn add(&mut self, codes: Vec<i64>) {
+        if !self.by_part.is_empty() {
+            codes.iter().zip(self.parts.iter().cycle()).for_each(|(code, part)| self.by_part[*part].add([*code]));
+        }
+        self.all.add(codes);
+    }
+
+    fn values(&self) -> Vec<(String, f64)> {
+        let all = [("codebook_usage", self.all.used_fraction()), ("codebook_perplexity", self.all.perplexity())];
+        let all = all.map(|(name, value)| (name.to_string(), value));
+        let part = |(i, usage): (usize, &Usage)| (format!("codebook_perplexity_{}_{i}", self.name), usage.perplexity());
+        all.into_iter().chain(self.by_part.iter().enumerate().map(part)).collect()
     }
 }
 
@@ -103,9 +132,10 @@ impl TokenizerObjective {
         for batch in loader {
             let batch = batch?;
             let Some(tokens) = model.token_moments(pixels::upload_batch(&batch, &self.device)) else { break };
-            let noise = tokens.deviations_bnc.map(|d| f64::from(d.square().mean().into_scalar::<f32>()));
-            let mean = f64::from(tokens.means_bnc.clone().mean().into_scalar::<f32>());
-            let square = f64::from(tokens.means_bnc.square().mean().into_scalar::<f32>()) + noise.unwrap_or_default();
+            let noise = tokens.deviations_bnc.map(|d| host::float(d.square().mean())).transpose()?;
+            let mean = f64::from(host::float(tokens.means_bnc.clone().mean())?);
+            let square =
+                f64::from(host::float(tokens.means_bnc.square().mean())?) + f64::from(noise.unwrap_or_default());
             sums = [sums[0] + mean, sums[1] + square];
             batches += 1.0;
             images += batch.len();
@@ -116,6 +146,11 @@ impl TokenizerObjective {
         let (mean, square) = (sums[0] / batches, sums[1] / batches);
         let deviation = (square - mean * mean).sqrt();
         Ok(if deviation.is_finite() && deviation > 0.0 { deviation } else { 1.0 })
+    }
+
+    /// Random numbers of the update after a step.
+    fn update_stream(&self, step: u64) -> Stream {
+        Rng::new(self.seed).stream(UPDATE_STREAM, step)
     }
 
     /// How images become batches of the model's kind.
@@ -155,9 +190,10 @@ impl Objective for TokenizerObjective {
 
     fn step(&self, model: &TokenizerTraining, batch: ImageBatch, step: u64, _: u64) -> Result<StepOutput> {
         let images = pixels::upload_batch(&batch, &self.device.clone().autodiff());
+        let pass = Pass { step, stream: Some(self.update_stream(step)), ..Pass::default() };
         let loss = &self.loss;
         let out =
-            smalti_kernels::on_pool(&self.device, || loss.step(&model.model, model.critic.as_ref(), images, step));
+            smalti_kernels::on_pool(&self.device, || loss.step(&model.model, model.critic.as_ref(), images, &pass));
         let mut gradients = out.gradients;
         if let (Some(critic), Some(mut found)) = (&model.critic, out.critic_gradients) {
             accumulate(critic, &mut gradients, &mut found, 1.0);
@@ -167,53 +203,35 @@ impl Objective for TokenizerObjective {
 
     fn update(
         &self,
-        model: TokenizerTraining,
+        mut model: TokenizerTraining,
         stats: Option<Stats>,
         step: u64,
     ) -> (TokenizerTraining, Vec<(&'static str, Tensor<1>)>) {
-        let Some((stats, quantizer)) = stats.zip(model.model.quantizer().cloned()) else {
-            return (model, Vec::new());
-        };
-        let mut stream = Rng::new(self.seed).stream(UPDATE_STREAM, step);
-        let (quantizer, report) = quantizer.update(&stats, step, &mut stream);
-        let model = TokenizerTraining { model: model.model.with_quantizer(quantizer), critic: model.critic };
+        let Some(stats) = stats else { return (model, Vec::new()) };
+        let report = model.model.update(&stats, step, &mut self.update_stream(step));
         let revived = report.revived.map(|count| ("codes_revived", count.float().sum()));
         (model, revived.into_iter().collect())
     }
 
     fn evaluate(&self, model: &TokenizerTraining, _: &dyn Progress) -> Result<Evaluation> {
-        let spec = self.task.model.spec()?;
         let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let planes = self.task.model.planes()?;
         let (mut images, mut fidelity) = (0usize, FidelitySum::new(planes, Compared::Signed));
-        let mut usage = spec.vocabulary().map(Usage::new);
-        let levels = level_sizes(&spec.layout);
-        let mut by_level: Vec<Usage> =
-            spec.vocabulary().map(|codes| vec![Usage::new(codes); levels.len()]).unwrap_or_default();
+        let mut usage = CodeUsage::new(&self.task.model.spec()?);
         let mut shown = Vec::new();
         let count = self.validation.len().min(self.evaluation.images).max(1);
         let pictures = self.evaluation.pictures;
         for batch in loader {
-            let batch = batch?;
-            let original = pixels::upload_batch(&batch, &self.device);
-            let codes = model.model.encode(original.clone());
-            let decoded = model.model.decode(&codes);
+            let original = pixels::upload_batch(&batch?, &self.device);
+            let codes = model.model.encode(original.clone())?;
+            let decoded = model.model.decode(&codes)?;
             let originals = pixels::download(original, planes)?;
             let reconstructions = pixels::download(decoded, planes)?;
             for (left, right) in originals.iter().zip(&reconstructions) {
                 fidelity.add(left, right)?;
             }
             if let Some((usage, codes)) = usage.as_mut().zip(codes.discrete()) {
-                let codes = indices(codes)?;
-                for row in codes.chunks(spec.length().max(1)) {
-                    let mut rest = row;
-                    for (usage, size) in by_level.iter_mut().zip(&levels) {
-                        let (level, finer) = rest.split_at((*size).min(rest.len()));
-                        usage.add(level.iter().copied());
-                        rest = finer;
-                    }
-                }
-                usage.add(codes);
+                usage.add(host::ints(codes)?);
             }
             for (left, right) in originals.into_iter().zip(reconstructions) {
                 // Pictures are spread over the data, which is often sorted by kind.
@@ -227,13 +245,7 @@ impl Objective for TokenizerObjective {
             }
         }
         let (mut values, score) = values_and_score(&fidelity.mean());
-        if let Some(usage) = usage {
-            values.push(("codebook_usage".into(), usage.used_fraction()));
-            values.push(("codebook_perplexity".into(), usage.perplexity()));
-        }
-        // Codes of coarse levels are the first to collapse.
-        let levels = by_level.iter().enumerate();
-        values.extend(levels.map(|(level, usage)| (format!("codebook_perplexity_level_{level}"), usage.perplexity())));
+        values.extend(usage.iter().flat_map(CodeUsage::values));
         Ok(Evaluation { values, score, picture: Some(grid(&shown, 8, 2)?) })
     }
 
@@ -241,10 +253,8 @@ impl Objective for TokenizerObjective {
         let paths = BundlePaths::at(folder);
         let mut manifest = Manifest::new(&self.name);
         let mut config = self.task.model.clone();
-        if let TokenizerConfig::Kl(kl) = &mut config
-            && kl.latent_scale.is_none()
-        {
-            kl.latent_scale = Some(1.0 / self.deviation(&model.model)?);
+        if let Some(scale) = config.open_scale() {
+            *scale = Some(1.0 / self.deviation(&model.model)?);
         }
         let part = bundle::write_part(&paths, Part::Tokenizer, &config, &model.model, Precision::F16)?;
         manifest.parts.insert(Part::Tokenizer, part);

@@ -5,10 +5,10 @@ use crate::model::ModelPlan;
 use burn::tensor::{Device, Distribution, Tensor};
 use serde::Serialize;
 use smalti_base::Result;
-use smalti_models::generators::{ConditionConfig, Generator, GeneratorModel};
+use smalti_models::generators::GeneratorModel;
 use smalti_models::sampling::Sampling;
-use smalti_models::tokenizers::{Tokenizer, TokenizerModel};
-use smalti_models::{Condition, ImageRequest, Request};
+use smalti_models::tokenizers::TokenizerModel;
+use smalti_models::{ImageRequest, Request};
 use smalti_nn::dense::{Pack, WeightPrecision};
 use smalti_train::Recipe;
 use smalti_train::recipe::Task;
@@ -125,7 +125,7 @@ impl Subject {
             Distribution::Uniform(-1.0, 1.0),
             device,
         );
-        let codes = tokenizer.encode(images.clone());
+        let codes = tokenizer.encode(images.clone())?;
         let encode = clock.median(&|| drop(tokenizer.encode(images.clone())))?;
         let decode = clock.median(&|| drop(tokenizer.decode(&codes)))?;
         Ok([self.row("encode", batch, encode, None), self.row("decode", batch, decode, None)])
@@ -133,21 +133,13 @@ impl Subject {
 
     /// One batch after a step of another one, which warms up: a whole generation is long.
     fn time_generator(&self, generator: &GeneratorModel, batch: usize, sampling: &Sampling) -> Result<ModelRow> {
-        let condition = match generator.config().condition() {
-            ConditionConfig::None | ConditionConfig::Coordinates { .. } => Condition::None,
-            ConditionConfig::Class { .. } => Condition::Class(0),
-            ConditionConfig::Text { length, .. } => Condition::Text(vec![0; *length]),
-            ConditionConfig::Codes { h, w, .. } => Condition::Codes(vec![0; h * w]),
-        };
-        let image = |i: usize| ImageRequest { condition: condition.clone(), seed: i as u64, known: None };
+        let condition = generator.settings().conditions().example();
+        let image = |i: usize| ImageRequest::new(condition.clone(), i as u64);
         let request = Request::new((0..batch).map(image).collect(), sampling.clone());
-        generator.start(&request)?.next();
+        generator.start(&request)?.step()?;
         let start = Instant::now();
         let mut generation = generator.start(&request)?;
-        while generation.done() < generation.steps() {
-            generation.next();
-        }
-        generation.codes().to_host()?;
+        generation.finish()?.to_host()?;
         let ms = start.elapsed().as_secs_f64() * 1e3;
         Ok(self.row("generate", batch, ms, Some(generation.steps())))
     }
