@@ -1,6 +1,6 @@
 //! Strict reading of recipes (TOML) and configurations (JSON): an unknown key is an error that names the nearest known one.
 
-use crate::{Error, Result, files};
+use crate::{Error, OneOrEach, Result, files};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
@@ -67,13 +67,16 @@ pub fn decimal<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S::Ok
     serializer.serialize_f64(shortest(*value))
 }
 
-/// [`decimal`] for a number that may be absent.
+/// [`decimal`] for a number that may be absent, or a list of numbers.
 ///
 /// # Errors
 /// Those of the serializer.
-pub fn decimal_option<S: serde::Serializer>(value: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn decimals_option<S: serde::Serializer>(value: &Option<OneOrEach<f32>>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
-        Some(value) => serializer.serialize_some(&shortest(*value)),
+        Some(OneOrEach::One(value)) => serializer.serialize_some(&shortest(*value)),
+        Some(OneOrEach::Each(values)) => {
+            serializer.serialize_some(&values.iter().copied().map(shortest).collect::<Vec<_>>())
+        }
         None => serializer.serialize_none(),
     }
 }

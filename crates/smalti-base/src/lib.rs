@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod device;
+pub mod each;
 pub mod error;
 pub mod files;
 pub mod planes;
@@ -11,6 +12,7 @@ pub mod rng;
 pub mod spec;
 pub mod threads;
 
+pub use each::OneOrEach;
 pub use error::{Error, Result};
 pub use planes::Planes;
 pub use progress::Progress;

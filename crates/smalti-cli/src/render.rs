@@ -89,8 +89,18 @@ pub fn reconstruct(outcome: &ReconstructOutcome) -> String {
         table.row([format!("... and {more} more")]);
     }
     table.row([format!("mean of {}", outcome.images.len())].into_iter().chain(scores(&outcome.mean)));
-    let sheet = outcome.grid.display();
-    format!("{}{}\npairs (original, reconstruction): {sheet}\n", table.text(), skipped(&outcome.skipped))
+    for level in &outcome.levels {
+        table.row([format!("mean of the first {} alone", level.levels)].into_iter().chain(scores(&level.mean)));
+    }
+    let (sheet, skipped) = (outcome.grid.display(), skipped(&outcome.skipped));
+    let shown = match outcome.levels.as_slice() {
+        [] => "pairs (original, reconstruction)".to_string(),
+        levels => {
+            let numbers: Vec<String> = levels.iter().map(|level| level.levels.to_string()).collect();
+            format!("rows (original, first {} levels or depths, reconstruction)", numbers.join(", "))
+        }
+    };
+    format!("{}{skipped}\n{shown}: {sheet}\n", table.text())
 }
 
 /// The numbers of a model.

@@ -156,7 +156,7 @@ fn an_image_does_not_depend_on_its_batch() {
     for (config, condition) in all() {
         let model = model(&config);
         let guidance = if condition == Condition::none() { 1.0 } else { 2.0 };
-        let sampling = Sampling { guidance, top_k: Some(20), top_p: Some(0.95), ..Default::default() };
+        let sampling = Sampling { guidance, top_k: Some(20.into()), top_p: Some(0.95.into()), ..Default::default() };
         let batch: Vec<_> = (0..5).map(|seed| image(&condition, seed, None)).collect();
         let together = generate(&model, batch.clone(), &sampling);
         for (i, request) in batch.iter().enumerate() {
@@ -172,7 +172,7 @@ fn an_image_does_not_depend_on_its_batch() {
 fn nor_do_images_of_packed_weights() {
     for (config, condition) in all() {
         let model = model(&config);
-        let sampling = Sampling { top_k: Some(20), ..Default::default() };
+        let sampling = Sampling { top_k: Some(20.into()), ..Default::default() };
         let batch: Vec<_> = (0..9).map(|seed| image(&condition, seed, None)).collect();
         let exact = generate(&model, batch.clone(), &sampling);
         for precision in WeightPrecision::ALL {
@@ -416,8 +416,8 @@ fn requests_that_do_not_fit_are_refused() {
         refused(Condition::none(), Some(short), Sampling::default(), "12 places");
         let wild = Known { tokens: vec![99u32; LENGTH].into(), keep: vec![true; LENGTH] };
         refused(Condition::none(), Some(wild), Sampling::default(), "99 is not in 0..24");
-        refused(Condition::none(), None, Sampling { top_k: Some(0), ..Default::default() }, "top_k");
-        refused(Condition::none(), None, Sampling { top_p: Some(1.5), ..Default::default() }, "top_p");
+        refused(Condition::none(), None, Sampling { top_k: Some(0.into()), ..Default::default() }, "top_k");
+        refused(Condition::none(), None, Sampling { top_p: Some(1.5.into()), ..Default::default() }, "top_p");
         refused(Condition::none(), None, Sampling { temperature: f32::NAN, ..Default::default() }, "temperature");
         let empty = Request::new(Vec::new(), Sampling::default());
         assert!(model.start(&empty).err().unwrap().to_string().contains("no images"));

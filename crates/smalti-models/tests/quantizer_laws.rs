@@ -3,14 +3,15 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::Rng;
-use smalti_models::quantizers::codebook::EmaDialect;
 use smalti_models::quantizers::fsq::FsqDialect;
 use smalti_models::quantizers::gumbel::{Logits, Temperature};
 use smalti_models::quantizers::multi_scale::Refinement;
 use smalti_models::quantizers::remap::{RemapConfig, Unknown};
-use smalti_models::quantizers::vq::{Estimator, Learning, Metric, Revive, ReviveUnit};
+use smalti_models::quantizers::residual::Moment;
+use smalti_models::quantizers::vq::{EmaDialect, Estimator, Learning, Metric, Revive, ReviveUnit};
 use smalti_models::quantizers::{
-    FsqConfig, Gumbel, GumbelConfig, MultiScaleConfig, Pass, Quantizer, QuantizerConfig, Stats, Vq, VqConfig,
+    FsqConfig, Gumbel, GumbelConfig, MultiScaleConfig, Pass, Quantizer, QuantizerConfig, ResidualConfig, Stats, Vq,
+    VqConfig,
 };
 
 const SHAPE: [usize; 4] = [2, 4, 3, 5];
@@ -36,6 +37,9 @@ fn arms() -> Vec<QuantizerConfig> {
         with(&|c| c.gradient = Estimator::Rotation),
         with(&|c| (c.metric, c.gradient) = (Metric::Cosine, Estimator::Rotation)),
         with(&|c| c.projected = Some(2)),
+        with(&|c| c.depth = 3),
+        with(&|c| (c.depth, c.metric) = (3, Metric::Cosine)),
+        with(&|c| (c.depth, c.metric, c.projected) = (3, Metric::CosineRaw, Some(2))),
         with(&|c| c.kmeans_init = Some(3)),
         with(&|c| c.revive = Some(Revive { threshold: 0.1, unit: ReviveUnit::Mean, every: 1 })),
         QuantizerConfig::Gumbel(GumbelConfig::new(11, 4)),
@@ -53,7 +57,11 @@ fn arms() -> Vec<QuantizerConfig> {
         change(&mut config);
         QuantizerConfig::MultiScale(config)
     };
+    // A shared table that moves between depths gives other codes in training; tests/residual.rs has it.
+    let residual = ResidualConfig::new(11, 4, 3);
     arms.extend([
+        QuantizerConfig::Residual(ResidualConfig { update: Moment::After, ..residual.clone() }),
+        QuantizerConfig::Residual(ResidualConfig { shared: false, codes: vec![11, 5, 7].into(), ..residual }),
         multi_scale(&|_| ()),
         multi_scale(&|c| c.refinement = Refinement { weight: 0.0, convolutions: 1 }),
         multi_scale(&|c| c.refinement.convolutions = 3),
@@ -135,8 +143,9 @@ fn codes_survive_decoding_and_encoding() {
         match &config {
             // Layers lead away from the codes and are not each other's inverse.
             QuantizerConfig::Vq(vq) if vq.projected.is_some() => {}
-            // A sum of levels can have other codes that come nearer to it.
-            QuantizerConfig::MultiScale(_) => {}
+            // A sum of levels or depths can have other codes that come nearer to it.
+            QuantizerConfig::Vq(vq) if vq.depth > 1 => {}
+            QuantizerConfig::MultiScale(_) | QuantizerConfig::Residual(_) => {}
             QuantizerConfig::Vq(vq) => {
                 let vq = spread(vq, &device);
                 let codes = codes.reshape([1, 11]);
@@ -359,6 +368,65 @@ fn losses_weight_the_two_terms() {
     ] {
         assert!((loss(codebook) - expected).abs() < 1e-5, "{codebook:?}");
     }
+}
+
+/// enhancing-transformers' residual option: three unit codes for what is left, no gradient of the loss to the latents, and one to
+/// an earlier code from what a later one is compared with.
+#[test]
+fn a_table_read_several_times_codes_what_is_left() {
+    let device = Device::flex().autodiff();
+    let config = VqConfig { depth: 3, metric: Metric::CosineRaw, ..VqConfig::new(11, 4) };
+    let vq = spread(&config, &device);
+    let z = normal([1, 4, 2, 2], 1, &device).require_grad();
+    let out = vq.train_forward(z.clone(), &Pass::default());
+    let grads = out.loss().unwrap().backward();
+    assert!(z.grad(&grads).is_none_or(|g| floats(g).iter().all(|x| *x == 0.0)));
+
+    let unit =
+        |row: &[f64]| row.iter().map(|x| x / row.iter().map(|x| x * x).sum::<f64>().sqrt()).collect::<Vec<f64>>();
+    let raw: Vec<f64> = floats(vq.embedding.weight.val()).iter().map(|x| f64::from(*x)).collect();
+    let latents: Vec<f64> = floats(z.permute([0, 2, 3, 1])).iter().map(|x| f64::from(*x)).collect();
+    let codes: Vec<usize> = ints(out.codes).iter().map(|code| *code as usize).collect();
+    // The loss by its formula for the given codes, with what is held constant at the table `fixed`.
+    let loss = |table: &[f64], fixed: &[f64]| {
+        let vector = |table: &[f64], code: usize| unit(&table[code * 4..code * 4 + 4]);
+        let mut total = 0.0;
+        for place in 0..4 {
+            let (mut rest, mut held) =
+                (latents[place * 4..place * 4 + 4].to_vec(), latents[place * 4..place * 4 + 4].to_vec());
+            for depth in 0..3 {
+                let code = codes[place * 3 + depth];
+                let (q, q_held) = (vector(table, code), vector(fixed, code));
+                let (r, r_held) = (unit(&rest), unit(&held));
+                for c in 0..4 {
+                    total += 0.25 * (q_held[c] - r[c]).powi(2) + (q[c] - r_held[c]).powi(2);
+                    rest[c] -= q[c];
+                    held[c] -= q_held[c];
+                }
+            }
+        }
+        total / (4.0 * 4.0 * 3.0)
+    };
+    close(
+        "loss",
+        &floats(vq.train_forward(normal([1, 4, 2, 2], 1, &device), &Pass::default()).loss().unwrap()),
+        &[loss(&raw, &raw) as f32],
+        1e-5,
+    );
+    let expected: Vec<f32> = (0..raw.len())
+        .map(|at| {
+            let moved = |by: f64| {
+                let mut table = raw.clone();
+                table[at] += by;
+                loss(&table, &raw)
+            };
+            ((moved(1e-5) - moved(-1e-5)) / 2e-5) as f32
+        })
+        .collect();
+    close("gradient", &floats(vq.embedding.weight.grad(&grads).unwrap()), &expected, 1e-4);
+
+    let refused = VqConfig { kmeans_init: Some(2), ..config }.init(&device).unwrap_err().to_string();
+    assert!(refused.contains("kmeans_init") && refused.contains("depth = 3"), "{refused}");
 }
 
 fn stats(rows: &[[f32; 2]], codes: &[i64], device: &Device) -> Stats {

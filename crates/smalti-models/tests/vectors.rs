@@ -319,8 +319,8 @@ fn requests_and_settings_that_do_not_fit_are_refused() {
             let error = model.start(&request).err().unwrap().to_string();
             assert!(error.contains(text), "{error}");
         };
-        refused(None, Sampling { top_k: Some(5), ..Default::default() }, "top_k");
-        refused(None, Sampling { top_p: Some(0.5), ..Default::default() }, "top_p");
+        refused(None, Sampling { top_k: Some(5.into()), ..Default::default() }, "top_k");
+        refused(None, Sampling { top_p: Some(0.5.into()), ..Default::default() }, "top_p");
         let steps = Some("101".parse().unwrap());
         refused(None, Sampling { diffusion_steps: steps, ..Default::default() }, "cannot be taken from 100");
         let codes = Known { tokens: vec![0u32; LENGTH].into(), keep: vec![true; LENGTH] };

@@ -8,9 +8,8 @@ use burn::tensor::{Device, Int, Tensor};
 use serde_json::Value;
 use smalti_base::{Result, rng::Rng};
 use smalti_models::checkpoint::{Rules, Stored, Values, load_from};
-use smalti_models::quantizers::codebook::EmaDialect;
 use smalti_models::quantizers::remap::{RemapConfig, Unknown};
-use smalti_models::quantizers::vq::{Estimator, Learning, Metric, Revive, ReviveUnit};
+use smalti_models::quantizers::vq::{EmaDialect, Estimator, Learning, Metric, Revive, ReviveUnit};
 use smalti_models::quantizers::{Pass, Quantizer, Usage, Vq, VqConfig};
 use std::collections::BTreeMap;
 

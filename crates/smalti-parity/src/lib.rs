@@ -20,6 +20,7 @@ mod maskgit;
 mod metrics;
 mod net2net;
 mod patch_losses;
+mod rq_vae;
 mod var;
 mod vit;
 mod vqgan;
@@ -97,6 +98,9 @@ const STAGES: &[Stage] = &[
     Stage { system: "quantizers", knows: codebooks::knows_usage, run: codebooks::usage },
     Stage { system: "quantizers", knows: codebooks::knows_ties, run: codebooks::ties },
     Stage { system: "quantizers", knows: codebooks::knows_factorized, run: codebooks::factorized },
+    Stage { system: "rq-vae", knows: rq_vae::knows_tables, run: rq_vae::tables },
+    Stage { system: "rq-vae", knows: rq_vae::knows_tokenizer, run: rq_vae::tokenizer },
+    Stage { system: "rq-vae", knows: rq_vae::knows_transformer, run: rq_vae::transformer },
     Stage { system: "var", knows: var::knows_resampling, run: var::resampling },
     Stage { system: "var", knows: var::knows_sampling, run: var::sampling },
     Stage { system: "var", knows: var::knows_quantizer, run: var::quantizer },

@@ -225,8 +225,8 @@ fn filtered(case: &Case, compare: &mut Comparison, gpt: &Gpt) -> Result<()> {
     for (name, top_p) in [("topk_logits", false), ("topk_topp_logits", true)] {
         if case.has(&[name]) {
             let sampling = Sampling {
-                top_k: Some(case.said(name, "top-k=")? as usize),
-                top_p: top_p.then(|| case.said(name, "top-p=")).transpose()?.map(|p| p as f32),
+                top_k: Some((case.said(name, "top-k=")? as usize).into()),
+                top_p: top_p.then(|| case.said(name, "top-p=")).transpose()?.map(|p| (p as f32).into()),
                 ..Default::default()
             };
             let logits = gpt.logits(condition.clone(), ordered.clone()).into_data();

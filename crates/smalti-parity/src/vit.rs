@@ -25,6 +25,9 @@ struct Table {
     beta: f64,
     #[serde(default = "yes")]
     use_norm: bool,
+    #[serde(default)]
+    use_residual: bool,
+    num_quantizers: Option<usize>,
 }
 
 fn quarter() -> f64 {
@@ -132,18 +135,26 @@ pub(super) fn knows(case: &Case) -> bool {
 }
 
 fn config(case: &Case) -> Result<VitTokenizerConfig> {
-    case.only("quantizer.use_residual", false)?;
-    // Without residuals their number counts for nothing.
-    case.ignore(&["quantizer.num_quantizers"]);
     case.only("quantizer.straight_through", true)?;
-    let Table { embed_dim, n_embed, beta, use_norm } = case.setting("quantizer")?;
+    let Table { embed_dim, n_embed, beta, use_norm, use_residual, num_quantizers } = case.setting("quantizer")?;
+    // Without residuals their number counts for nothing.
+    let depth = match (use_residual, num_quantizers) {
+        (true, Some(depth)) => depth,
+        (true, None) => {
+            return Err(Error::unsupported(
+                format!("{}: config.quantizer.use_residual without num_quantizers", case.title()),
+                "say how many codes a place has",
+            ));
+        }
+        (false, _) => 1,
+    };
     let metric = if use_norm { Metric::CosineRaw } else { Metric::Euclidean };
     Ok(VitTokenizerConfig {
         image_size: case.setting("image_size")?,
         patch_size: case.setting("patch_size")?,
         encoder: case.setting("encoder")?,
         decoder: case.setting("decoder")?,
-        quantizer: QuantizerConfig::Vq(VqConfig { metric, beta, ..VqConfig::new(n_embed, embed_dim) }),
+        quantizer: QuantizerConfig::Vq(VqConfig { metric, beta, depth, ..VqConfig::new(n_embed, embed_dim) }),
     })
 }
 

@@ -190,3 +190,45 @@ fn losses_of_vqgan() {
     let case = case.number("ae_loss_step100", total).number("disc_loss_step100", 0.5 * critic);
     case.passes(&["ae_loss_step100", "disc_loss_step100", "d_weight"]);
 }
+
+/// Three codes of each place by their formula: each is the nearest by angle to what the unit vectors before it left.
+#[test]
+fn residual_codes_of_vit_vqgan() {
+    let official = Made::from("vit-vqgan/vitvq-tiny");
+    let channels = 8;
+    let unit = |row: &[f64]| {
+        let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        row.iter().map(|x| x / norm).collect::<Vec<f64>>()
+    };
+    let rows = |values: &[f32]| -> Vec<Vec<f64>> {
+        values.chunks(channels).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect()
+    };
+    let table = rows(official.weights["quantizer.embedding.weight"].floats().unwrap());
+    let table: Vec<Vec<f64>> = table.iter().map(|row| unit(row)).collect();
+    let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+    let (mut codes, mut sums, mut error) = (Vec::new(), Vec::new(), 0.0);
+    let latents = rows(official.floats("z"));
+    for latent in &latents {
+        let (mut rest, mut sum) = (latent.clone(), vec![0.0; channels]);
+        for _ in 0..3 {
+            let looked_for = unit(&rest);
+            let nearness = |code: &usize| distance(&looked_for, &table[*code]);
+            let code = (0..table.len()).min_by(|a, b| nearness(a).total_cmp(&nearness(b))).unwrap();
+            error += nearness(&code);
+            codes.push(code as i64);
+            rest.iter_mut().zip(&table[code]).for_each(|(rest, x)| *rest -= x);
+            sum.iter_mut().zip(&table[code]).for_each(|(sum, x)| *sum += x);
+        }
+        sums.extend(sum.iter().map(|x| *x as f32));
+    }
+    let loss = 1.25 * error / (3 * latents.len() * channels) as f64;
+    let mut case = official.set("quantizer.use_residual", true).set("quantizer.num_quantizers", 3);
+    case.io.insert("codes".into(), Stored { shape: vec![2, 16, 3], values: Values::Ints(codes) });
+    let report = case.put("z_q", &[2, 16, channels], sums).number("emb_loss", loss as f32).run();
+    assert_eq!(report.error, None);
+    for name in ["codes", "z_q", "emb_loss"] {
+        assert!(report.rows.iter().any(|row| row.tensor == name && row.within), "{name}: {:?}", report.rows);
+    }
+    let error = Made::from("vit-vqgan/vitvq-tiny").set("quantizer.use_residual", true).refused();
+    assert!(error.contains("num_quantizers"), "{error}");
+}

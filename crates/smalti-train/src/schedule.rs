@@ -16,6 +16,9 @@ pub struct Schedule {
     /// the last step the final rate; without it no step has rate 0, and the step after the last would have the final rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup_from: Option<f64>,
+    /// With `warmup_from`: whether the step after the last one would have the final rate all the same.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub open_end: bool,
     /// The rate at the last step as a fraction of the peak: 1 keeps the rate constant, 0 goes down to nothing.
     #[serde(default)]
     pub final_fraction: f64,
@@ -57,6 +60,10 @@ fn one() -> f64 {
     1.0
 }
 
+fn is_off(value: &bool) -> bool {
+    !value
+}
+
 fn is_one(value: &f64) -> bool {
     *value == 1.0
 }
@@ -89,7 +96,7 @@ impl Fall {
 impl Schedule {
     /// The factor of the peak rate at `step`, counted from 0.
     pub fn factor(&self, step: u64) -> f64 {
-        let closed = self.warmup_from.is_some();
+        let closed = self.warmup_from.is_some() && !self.open_end;
         if step < self.warmup {
             return match self.warmup_from {
                 Some(first) => first + (1.0 - first) * step as f64 / self.warmup as f64,
@@ -164,6 +171,9 @@ mod tests {
             assert_eq!((schedule.factor(0), schedule.factor(5)), (0.5, 0.75));
             assert!((schedule.factor(10) - 1.0).abs() < 1e-12 && (schedule.factor(110) - 0.1).abs() < 1e-12, "{fall}");
         }
+        let open = schedule("steps = 110\nwarmup = 10\nwarmup_from = 0.0\nopen_end = true");
+        assert!(open.factor(0) == 0.0 && (open.factor(5) - 0.5).abs() < 1e-12, "the official RQ-VAE's warm-up");
+        assert!((open.factor(60) - 0.5).abs() < 1e-12 && open.factor(109) > 0.0 && open.factor(110).abs() < 1e-12);
         let bent = schedule("steps = 101\nwarmup_from = 1.0\nfall = { kind = 'bent', knee = 0.2 }");
         assert!((bent.factor(20) - 0.9).abs() < 1e-12 && (bent.factor(60) - 0.45).abs() < 1e-12);
         let growing = schedule("steps = 101\nfinal_weight_decay = 1.6");

@@ -2,7 +2,7 @@
 
 use crate::Settings;
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Progress, Result};
+use smalti_base::{Error, Layout, Progress, Result};
 use smalti_models::checkpoint::import::rules_of;
 use smalti_models::checkpoint::tensors::Precision;
 use smalti_models::checkpoint::{BundlePaths, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
@@ -51,6 +51,8 @@ pub struct ExportPlan {
     pub part: Part,
     /// The rules file whose layout it gets.
     pub system: &'static str,
+    /// Codes at each place: the official layout holds a table that they share so many times.
+    pub depth: usize,
     /// The file.
     pub out: PathBuf,
 }
@@ -87,17 +89,24 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
     if args.out.extension().is_none_or(|ending| ending != "safetensors") {
         return Err(Error::file(&args.out, "must end in .safetensors, the only format that is written"));
     }
-    let kind = match part {
-        Part::Tokenizer | Part::Condition => read_config::<TokenizerConfig>(&paths, part)?.official(),
-        Part::Generator => read_config::<GeneratorConfig>(&paths, part)?.official(),
+    let (kind, layout) = match part {
+        Part::Tokenizer | Part::Condition => {
+            let config: TokenizerConfig = read_config(&paths, part)?;
+            (config.official(), config.spec()?.layout)
+        }
+        Part::Generator => {
+            let config: GeneratorConfig = read_config(&paths, part)?;
+            (config.official(), config.tokens().layout.clone())
+        }
     };
     let system = kind.ok_or_else(|| {
         Error::unsupported(
             format!("an official layout for this {}", part.name()),
-            "vqgan, vit with codes by angle, kl, var, mar and gpt with shared_table have one; the bundle's own file is also a plain safetensors file",
+            "vqgan, vit with codes by angle, kl, var, mar, rq_transformer and gpt with shared_table have one; the bundle's own file is also a plain safetensors file",
         )
     })?;
-    Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, out: args.out.clone() })
+    let depth = if let Layout::Stack { depth, .. } = layout { depth } else { 1 };
+    Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, depth, out: args.out.clone() })
 }
 
 /// Writes the file, one tensor in memory at a time.
@@ -106,7 +115,8 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
 /// What reading and writing return.
 pub fn run(plan: &ExportPlan, _: &dyn Progress) -> Result<ExportOutcome> {
     let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).weights(plan.part))?;
-    let official = Rules::export(plan.system, rules_of(plan.part).name())?.plan(&weights)?;
+    let rules = Rules::export(plan.system, rules_of(plan.part).name())?.with_numbers([("depth", plan.depth)]);
+    let official = rules.plan(&weights)?;
     copy_tensors(&plan.out, &official, Precision::F32, &BTreeMap::from([("format".into(), "pt".into())]))?;
     Ok(ExportOutcome {
         file: plan.out.clone(),

@@ -5,7 +5,7 @@ use crate::model::ModelPlan;
 use crate::output::{file_stem, prepare_folder};
 use crate::source::{Images, SourceArgs};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Progress, Result, device};
+use smalti_base::{Error, Progress, Result, TokenSpec, device};
 use smalti_data::image::{Image, grid, save_png};
 use smalti_data::loader::Skipped;
 use smalti_eval::{Compared, Fidelity, FidelitySum};
@@ -15,9 +15,9 @@ use std::path::PathBuf;
 
 /// Pixels between an image and its reconstruction.
 const GAP: usize = 2;
-/// Most pairs on the contact sheet.
+/// Most images on the contact sheet.
 const ON_SHEET: usize = 64;
-/// Pairs in a row of it.
+/// Pairs in a row of it, if only pairs are shown.
 const COLUMNS: usize = 4;
 
 /// What `reconstruct` is told.
@@ -33,6 +33,9 @@ pub struct ReconstructArgs {
     /// The folder for the pictures (original left, reconstruction right) and the contact sheet grid.png
     #[arg(short, long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Show too what the first levels or depths of the codes give alone: numbers such as 1,2,4, or `all`
+    #[arg(long, value_name = "N,..")]
+    pub levels: Option<String>,
     /// Number of images to process at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
@@ -46,6 +49,8 @@ pub struct ReconstructArgs {
 pub struct ReconstructPlan {
     /// The folder to write into.
     pub out: PathBuf,
+    /// Numbers of levels or depths whose pictures are shown too, growing.
+    pub levels: Vec<usize>,
     /// Images at the same time.
     pub batch: usize,
     /// Where to compute.
@@ -61,11 +66,20 @@ pub struct ReconstructPlan {
 pub struct Reconstruction {
     /// Its name in the source.
     pub key: String,
-    /// The side-by-side picture.
+    /// The side-by-side picture: the original, what the first levels or depths give if they were asked for, the reconstruction.
     pub file: PathBuf,
     /// How near the reconstruction is.
     #[serde(flatten)]
     pub scores: Fidelity,
+}
+
+/// What the first levels or depths of the codes give alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct LevelScores {
+    /// How many of them.
+    pub levels: usize,
+    /// The mean of each score over the images.
+    pub mean: Fidelity,
 }
 
 /// What `reconstruct` made.
@@ -75,6 +89,9 @@ pub struct ReconstructOutcome {
     pub images: Vec<Reconstruction>,
     /// The mean of each score; of label maps the numbers of all pixels.
     pub mean: Fidelity,
+    /// The means of what the first levels or depths give alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<LevelScores>,
     /// The contact sheet.
     pub grid: PathBuf,
     /// Images that could not be used.
@@ -88,14 +105,44 @@ pub struct ReconstructOutcome {
 pub fn plan(args: &ReconstructArgs, settings: &Settings) -> Result<ReconstructPlan> {
     let model = ModelPlan::find(args.model.as_deref())?;
     let planes = model.planes()?;
+    let levels = levels(args.levels.as_deref(), &model.tokens)?;
     let source = Images::open(args.images.config(&args.source, model.tokens.image_size, planes)?, planes, None)?;
     Ok(ReconstructPlan {
         out: args.out.clone(),
+        levels,
         batch: args.batch.max(1),
         device: settings.device_name()?,
         source,
         model,
     })
+}
+
+/// The numbers of `--levels`.
+fn levels(asked: Option<&str>, tokens: &TokenSpec) -> Result<Vec<usize>> {
+    let Some(asked) = asked else { return Ok(Vec::new()) };
+    let parts = tokens.layout.parts();
+    if parts < 2 {
+        return Err(Error::invalid_hint(
+            "--levels",
+            "the codes of this tokenizer have no levels or depths",
+            "leave --levels out",
+        ));
+    }
+    if asked == "all" {
+        return Ok((1..parts).collect());
+    }
+    let number = |text: &str| match text.trim().parse() {
+        Ok(levels) if (1..=parts).contains(&levels) => Ok(levels),
+        _ => Err(Error::invalid_hint(
+            "--levels",
+            format!("`{}` is not one of 1 to {parts}", text.trim()),
+            "give numbers with commas between them, such as 1,2, or `all`",
+        )),
+    };
+    let mut levels: Vec<usize> = asked.split(',').map(number).collect::<Result<_>>()?;
+    levels.sort_unstable();
+    levels.dedup();
+    Ok(levels)
 }
 
 /// Reconstructs all images.
@@ -108,21 +155,30 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
     let tokenizer = plan.model.open_tokenizer(&device)?;
     let planes = tokenizer.planes();
     let mut fidelity = FidelitySum::new(planes, Compared::Levels);
-    let (mut images, mut pairs, mut names) = (Vec::new(), Vec::new(), HashSet::from(["grid".to_string()]));
+    let mut of_levels = vec![fidelity.clone(); plan.levels.len()];
+    let (mut images, mut rows, mut names) = (Vec::new(), Vec::new(), HashSet::from(["grid".to_string()]));
     let mut batches = plan.source.batches("reconstructing", 0, plan.batch, progress)?;
     while let Some(batch) = batches.next() {
         let batch = batch?;
         let originals = pixels::batch_images(&batch)?;
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device))?;
-        for ((key, original), image) in
-            batch.keys.iter().zip(&originals).zip(pixels::download(tokenizer.decode(&codes)?, planes)?)
-        {
-            let scores = fidelity.add(original, &image)?;
-            let pair = grid(&[original.clone().visible(planes), image.visible(planes)], 2, GAP)?;
+        let mut shown: Vec<Vec<Image>> = originals.iter().map(|image| vec![image.clone().visible(planes)]).collect();
+        for (levels, fidelity) in plan.levels.iter().zip(&mut of_levels) {
+            let pictures = pixels::download(tokenizer.decode_prefix(&codes, *levels)?, planes)?;
+            for ((shown, original), picture) in shown.iter_mut().zip(&originals).zip(pictures) {
+                fidelity.add(original, &picture)?;
+                shown.push(picture.visible(planes));
+            }
+        }
+        let pictures = pixels::download(tokenizer.decode(&codes)?, planes)?;
+        for (((key, original), picture), mut shown) in batch.keys.iter().zip(&originals).zip(pictures).zip(shown) {
+            let scores = fidelity.add(original, &picture)?;
+            shown.push(picture.visible(planes));
+            let row = grid(&shown, shown.len(), GAP)?;
             let file = plan.out.join(unique(file_stem(key), &mut names) + ".png");
-            save_png(&file, &pair, None)?;
-            if pairs.len() < ON_SHEET {
-                pairs.push(pair);
+            save_png(&file, &row, None)?;
+            if rows.len() < ON_SHEET {
+                rows.push(row);
             }
             images.push(Reconstruction { key: key.clone(), file, scores });
         }
@@ -130,12 +186,11 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
     }
     let skipped = batches.finish()?;
     let sheet = plan.out.join("grid.png");
-    save_sheet(&sheet, &pairs)?;
-    Ok(ReconstructOutcome { mean: fidelity.mean(), images, grid: sheet, skipped })
-}
-
-fn save_sheet(path: &std::path::Path, pairs: &[Image]) -> Result<()> {
-    save_png(path, &grid(pairs, COLUMNS, 2 * GAP)?, None)
+    // As wide as a sheet of pairs.
+    save_png(&sheet, &grid(&rows, (2 * COLUMNS / (plan.levels.len() + 2)).max(1), 2 * GAP)?, None)?;
+    let levels =
+        plan.levels.iter().zip(&of_levels).map(|(levels, sum)| LevelScores { levels: *levels, mean: sum.mean() });
+    Ok(ReconstructOutcome { mean: fidelity.mean(), levels: levels.collect(), images, grid: sheet, skipped })
 }
 
 /// The name, with a number if it is taken.

@@ -42,8 +42,8 @@ impl SamplingArgs {
         let mut sampling = defaults.clone();
         sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
-        sampling.top_k = self.top_k.map_or(sampling.top_k, |k| (k > 0).then_some(k));
-        sampling.top_p = self.top_p.or(sampling.top_p);
+        sampling.top_k = self.top_k.map_or(sampling.top_k, |k| (k > 0).then_some(k.into()));
+        sampling.top_p = self.top_p.map(Into::into).or(sampling.top_p);
         sampling.steps = self.steps.or(sampling.steps);
         sampling.diffusion_steps = self.diffusion_steps.clone().or(sampling.diffusion_steps);
         sampling.smooth |= self.smooth;

@@ -7,6 +7,7 @@ mod inputs;
 mod kernels;
 mod mar;
 mod maskgit;
+mod rq;
 mod training;
 mod var;
 mod vqgan;
@@ -54,6 +55,8 @@ pub fn open(row: &Row, folder: &Path) -> Result<Box<dyn Task>> {
         ("gpt", "train") => Box::new(gpt::Train::open(row, folder)?),
         ("maskgit", "decode") => Box::new(maskgit::Decode::open(row, folder)?),
         ("maskgit", "train") => Box::new(maskgit::Train::open(row, folder)?),
+        ("rq", "image") => Box::new(rq::Image::open(row, folder)?),
+        ("rq", "train") => Box::new(rq::Train::open(row, folder)?),
         ("var", "image") => Box::new(var::Image::open(row, folder)?),
         ("var", "forward") => Box::new(var::Forward::open(row, folder)?),
         ("var", "train") => Box::new(var::Train::open(row, folder)?),
@@ -76,6 +79,7 @@ pub fn prepare(row: &Row, folder: &Path) -> Result<()> {
         ("folder", _) => folder::prepare(row, folder),
         ("gpt", "decode" | "forward") => gpt::prepare(row, folder),
         ("maskgit", "decode") => maskgit::prepare(row, folder),
+        ("rq", "image") => rq::prepare(row, folder),
         ("var", "image" | "forward") => var::prepare(row, folder),
         ("mar", "decode" | "forward") => mar::prepare(row, folder),
         _ => Ok(()),

@@ -19,6 +19,10 @@ pub(super) enum Change {
     Axes(usize),
     /// The piece `.1` of `.2` equal ones along an axis.
     Piece(usize, usize, usize),
+    /// Takes the last `.1` places of an axis away.
+    Cut(usize, usize),
+    /// Adds `.1` places of zeros at the end of an axis.
+    Pad(usize, usize),
 }
 
 impl Change {
@@ -69,6 +73,14 @@ impl Change {
                 Some(length) if *pieces > 0 && length % pieces == 0 => new[*axis] /= pieces,
                 _ => return Err(format!("axis {axis} of {shape:?} has no {pieces} equal pieces")),
             },
+            Self::Cut(axis, places) => match new.get_mut(*axis) {
+                Some(length) if *length >= *places => *length -= places,
+                _ => return Err(format!("axis {axis} of {shape:?} has no {places} places to take away")),
+            },
+            Self::Pad(axis, places) => match new.get_mut(*axis) {
+                Some(length) => *length += places,
+                None => return Err(format!("{shape:?} has no axis {axis}")),
+            },
         }
         Ok(new)
     }
@@ -91,6 +103,10 @@ impl Change {
                 let index: Vec<usize> = starts.flat_map(|start| start..start + part).collect();
                 gather(&stored.values, &index)
             }
+            Self::Cut(axis, _) | Self::Pad(axis, _) => {
+                let inner = |shape: &[usize]| shape[*axis..].iter().product::<usize>();
+                resized(&stored.values, inner(&stored.shape), inner(&shape))
+            }
         };
         Stored { shape, values }
     }
@@ -108,6 +124,23 @@ fn permuted(shape: &[usize], order: &[usize]) -> Vec<usize> {
         index = index.into_iter().flat_map(|start: usize| (0..length).map(move |i| start + i * stride)).collect();
     }
     index
+}
+
+/// Groups of `from` values cut or filled with zeros to groups of `to` values.
+fn resized(values: &Values, from: usize, to: usize) -> Values {
+    fn each<T: Copy>(values: &[T], from: usize, to: usize, zero: T) -> Vec<T> {
+        let group = |group: &[T]| {
+            let mut group = group[..from.min(to)].to_vec();
+            group.resize(to, zero);
+            group
+        };
+        values.chunks_exact(from.max(1)).flat_map(group).collect()
+    }
+    match values {
+        Values::Floats(v) => Values::Floats(each(v, from, to, 0.0)),
+        Values::Ints(v) => Values::Ints(each(v, from, to, 0)),
+        Values::Bools(v) => Values::Bools(each(v, from, to, false)),
+    }
 }
 
 fn gather(values: &Values, index: &[usize]) -> Values {

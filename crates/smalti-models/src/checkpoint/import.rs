@@ -55,8 +55,9 @@ pub fn rules_of(part: Part) -> Part {
 /// # Errors
 /// A rule that does not suit a tensor.
 pub fn compare<M: Module>(rules: &Rules, module: &M, source: &dyn Source) -> Result<Report> {
-    let plan = rules.plan(source)?;
-    Ok(Report::compare(&parameter_map(module), &plan.shapes(), &|name| rules.is_optional(name)))
+    let entries = parameter_map(module);
+    let plan = rules.plan_for(source, &entries)?;
+    Ok(Report::compare(&entries, &plan.shapes(), &|name| rules.is_optional(name)))
 }
 
 /// A module's parameters: those of a source by rules, and the module's own where the source may and does lack them.
@@ -74,8 +75,8 @@ impl<'a> Imported<'a> {
     /// # Errors
     /// [`Error::Invalid`] that names what is missing, unused or of another shape.
     pub fn new<M: Module>(rules: &Rules, module: &M, source: &'a dyn Source) -> Result<Self> {
-        let plan = rules.plan(source)?;
         let entries = parameter_map(module);
+        let plan = rules.plan_for(source, &entries)?;
         let report = Report::compare(&entries, &plan.shapes(), &|name| rules.is_optional(name));
         report.must_fit(&source.place())?;
         let mut kept = parameters(module, &report.kept)?;

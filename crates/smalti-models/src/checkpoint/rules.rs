@@ -6,7 +6,7 @@
 
 use super::axes::{Change, concatenated};
 use super::tensors::{Source, Stored};
-use super::weights::{Report, load_from};
+use super::weights::{Entry, Report, load_from, parameter_map};
 use burn::module::Module;
 use regex::Regex;
 use serde::Deserialize;
@@ -20,6 +20,7 @@ const FILES: &[(&str, &str)] = &[
     ("fsq", include_str!("../../../../checkpoints/fsq.toml")),
     ("mar", include_str!("../../../../checkpoints/mar.toml")),
     ("maskgit", include_str!("../../../../checkpoints/maskgit.toml")),
+    ("rq-vae", include_str!("../../../../checkpoints/rq-vae.toml")),
     ("var", include_str!("../../../../checkpoints/var.toml")),
     ("vit-vqgan", include_str!("../../../../checkpoints/vit-vqgan.toml")),
     ("vq", include_str!("../../../../checkpoints/vq.toml")),
@@ -54,7 +55,10 @@ struct RawRule {
     find: String,
     when: Option<String>,
     unless: Option<String>,
+    unless_model: Option<String>,
+    rank: Option<usize>,
     rename: Option<String>,
+    copies: Option<String>,
     #[serde(default)]
     drop: bool,
     permute: Option<Vec<usize>>,
@@ -66,6 +70,15 @@ struct RawRule {
     join: Option<RawJoin>,
     reverse: Option<usize>,
     split: Option<RawSplit>,
+    cut: Option<RawPlaces>,
+    pad: Option<RawPlaces>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPlaces {
+    axis: usize,
+    places: usize,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +109,8 @@ pub struct Rules {
     optional: Vec<Regex>,
     fill: Vec<(Regex, f32)>,
     rules: Vec<Rule>,
+    /// Numbers of the configuration that rules may ask for.
+    numbers: BTreeMap<String, usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +119,13 @@ struct Rule {
     /// Only for sources with, or without, a tensor of such a name.
     when: Option<Regex>,
     unless: Option<Regex>,
+    /// Only for models without a parameter of such a name.
+    unless_model: Option<Regex>,
+    /// Only for tensors with so many axes.
+    rank: Option<usize>,
     rename: Option<String>,
+    /// The number that says how many copies there are; in their names `#` is replaced by 0, 1, ...
+    copies: Option<String>,
     drop: bool,
     changes: Vec<Change>,
     /// The group that captures a number to be counted from the other end: the largest such number becomes 0.
@@ -172,7 +193,10 @@ impl Rules {
                 find: regex(&raw.find)?,
                 when: maybe(&raw.when)?,
                 unless: maybe(&raw.unless)?,
+                unless_model: maybe(&raw.unless_model)?,
+                rank: raw.rank,
                 rename: raw.rename.clone(),
+                copies: raw.copies.clone(),
                 drop: raw.drop,
                 changes: [
                     raw.permute.clone().map(Change::Permute),
@@ -181,6 +205,8 @@ impl Rules {
                     raw.divide.as_ref().map(|divide| Change::Divide(divide.axis, divide.parts)),
                     raw.insert.map(Change::Insert),
                     raw.axes.map(Change::Axes),
+                    raw.cut.as_ref().map(|cut| Change::Cut(cut.axis, cut.places)),
+                    raw.pad.as_ref().map(|pad| Change::Pad(pad.axis, pad.places)),
                 ]
                 .into_iter()
                 .flatten()
@@ -195,7 +221,13 @@ impl Rules {
             optional: raw.optional.iter().chain(raw.fill.keys()).map(regex).collect::<Result<_>>()?,
             fill: raw.fill.iter().map(|(name, value)| Ok((regex(name)?, *value))).collect::<Result<_>>()?,
             rules: rules.collect::<Result<_>>()?,
+            numbers: BTreeMap::new(),
         })
+    }
+
+    /// The same rules with numbers of the configuration that they may ask for.
+    pub fn with_numbers(self, numbers: impl IntoIterator<Item = (&'static str, usize)>) -> Self {
+        Self { numbers: numbers.into_iter().map(|(name, number)| (name.to_string(), number)).collect(), ..self }
     }
 
     /// Loads an official checkpoint into a module. Everything must fit: only tensors that a rule drops may be left over, and
@@ -204,7 +236,7 @@ impl Rules {
     /// # Errors
     /// [`Error::Invalid`] that names the tensors that are missing, unused or of another shape, with the nearest names.
     pub fn import<M: Module>(&self, module: M, source: &dyn Source) -> Result<(M, Report)> {
-        let plan = self.plan(source)?;
+        let plan = self.plan_for(source, &parameter_map(&module))?;
         load_from(module, &plan, &|name| self.is_optional(name))
     }
 
@@ -235,13 +267,24 @@ impl Rules {
     /// # Errors
     /// [`Error::Invalid`] if a rule does not suit a tensor's shape, or two tensors get one name.
     pub fn plan<'a>(&self, source: &'a dyn Source) -> Result<Plan<'a>> {
+        self.plan_for(source, &BTreeMap::new())
+    }
+
+    /// [`Self::plan`] for a model with these parameters, on which some rules depend.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plan_for<'a>(&self, source: &'a dyn Source, model: &BTreeMap<String, Entry>) -> Result<Plan<'a>> {
         let shapes = source.shapes();
         let active: Vec<&Rule> = self
             .rules
             .iter()
             .filter(|rule| {
                 let found = |pattern: &Regex| shapes.keys().any(|name| pattern.is_match(name));
-                rule.when.as_ref().is_none_or(found) && !rule.unless.as_ref().is_some_and(found)
+                let has = |pattern: &Regex| model.keys().any(|name| pattern.is_match(name));
+                rule.when.as_ref().is_none_or(found)
+                    && !rule.unless.as_ref().is_some_and(found)
+                    && !rule.unless_model.as_ref().is_some_and(has)
             })
             .collect();
         let whole = |(name, shape): (&String, &Vec<usize>)| {
@@ -282,7 +325,7 @@ impl Rules {
         last: Option<usize>,
         (mut name, mut step): (String, Step),
     ) -> Result<Vec<(String, Step)>> {
-        if !rule.find.is_match(&name) {
+        if !rule.find.is_match(&name) || rule.rank.is_some_and(|axes| axes != step.shape.len()) {
             return Ok(vec![(name, step)]);
         }
         if rule.drop {
@@ -308,7 +351,11 @@ impl Rules {
                 Some(new) => rule.find.replace(&name, new.as_str()).into_owned(),
                 None => name,
             };
-            return Ok(vec![(name, step)]);
+            let Some(number) = &rule.copies else { return Ok(vec![(name, step)]) };
+            let copies = self.numbers.get(number);
+            let copies =
+                copies.ok_or_else(|| self.unsuited(&name, rule, &format!("nobody said what `{number}` is")))?;
+            return Ok((0..*copies).map(|i| (name.replace('#', &i.to_string()), step.clone())).collect());
         };
         let pieces = names.iter().enumerate().map(|(i, new)| {
             let mut piece = step.clone();
@@ -420,7 +467,9 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::super::tensors::Values;
+    use super::super::weights::Kind;
     use super::*;
+    use burn::module::ParamId;
 
     fn source() -> BTreeMap<String, Stored> {
         let tensor = |shape: &[usize]| Stored {
@@ -454,6 +503,10 @@ mod tests {
         [[parts.net.rules]]
         find = 'norm\.weight$'
         rename = 'norm.gamma'
+        [[parts.net.rules]]
+        find = 'norm'
+        rank = 2
+        drop = true
         [[parts.net.rules]]
         find = '^heads/kernel$'
         merge = 1
@@ -501,6 +554,8 @@ mod tests {
                 .to_string()
         };
         assert!(rule("find = 'norm'\npermute = [1, 0]").contains("does not suit tensor `net.norm.weight`"));
+        assert!(rule("find = 'norm'\ncut = { axis = 0, places = 3 }").contains("no 3 places to take away"));
+        assert!(rule("find = 'norm'\ncopies = 'depth'").contains("nobody said what `depth` is"));
         assert!(rule("find = 'norm'\nmerge = 0").contains("no axes 0 and 1"));
         assert!(rule("find = '^one'\naxes = 1").contains("more than 1 axes"));
         assert!(rule("find = '^(o)ne'\nreverse = 1").contains("no number to reverse"));
@@ -509,6 +564,44 @@ mod tests {
         assert!(rule("find = '('").contains("regex"));
         assert!(rule("find = 'x'\nrenam = 'y'").contains("did you mean `rename`"));
         assert!(Rules::parse(TEXT, "t.toml", "nte").unwrap_err().to_string().contains("did you mean `net`"));
+    }
+
+    #[test]
+    fn copies_and_padding_come_and_go() {
+        let text = r#"
+            source = "a test"
+            [[parts.out.rules]]
+            find = '^one$'
+            rename = 'book.#.weight'
+            copies = 'depth'
+            pad = { axis = 1, places = 1 }
+            [[parts.in.rules]]
+            find = '^book\.[1-9]'
+            unless_model = '^books\.1$'
+            drop = true
+            [[parts.in.rules]]
+            find = '^book\.(\d)\.weight$'
+            rename = 'books.$1'
+            cut = { axis = 1, places = 1 }
+        "#;
+        let source = source();
+        let rules = Rules::parse(text, "t.toml", "out").unwrap().with_numbers([("depth", 3)]);
+        let plan = rules.plan(&source).unwrap();
+        let written: BTreeMap<String, Stored> = plan
+            .shapes()
+            .into_keys()
+            .filter(|name| name.starts_with("book"))
+            .map(|name| (name.clone(), plan.read(&name).unwrap()))
+            .collect();
+        assert_eq!(written.keys().collect::<Vec<_>>(), ["book.0.weight", "book.1.weight", "book.2.weight"]);
+        assert_eq!(written["book.2.weight"].floats().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 0.0]);
+        let rules = Rules::parse(text, "t.toml", "in").unwrap();
+        let plan = rules.plan(&written).unwrap();
+        assert_eq!(plan.shapes(), BTreeMap::from([("books.0".to_string(), vec![1, 5])]));
+        assert_eq!(plan.read("books.0").unwrap().floats(), source["one"].floats());
+        let entry = |name: &str| (name.to_string(), Entry { shape: vec![], kind: Kind::Float, id: ParamId::new() });
+        let model = BTreeMap::from(["books.0", "books.1", "books.2"].map(entry));
+        assert_eq!(rules.plan_for(&written, &model).unwrap().shapes().len(), 3);
     }
 
     #[test]

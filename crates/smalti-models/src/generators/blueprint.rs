@@ -72,6 +72,8 @@ pub(super) enum Predicts {
     Pyramid,
     /// Vectors of one grid or one sequence.
     Vectors,
+    /// Several codes at each place of a grid, of one vocabulary or one for each depth.
+    Stack,
 }
 
 /// Which conditions a generator takes.
@@ -131,6 +133,7 @@ impl Blueprint<'_> {
         let (fits, expected) = match self.predicts {
             Predicts::FlatCodes | Predicts::Vectors => (flat, "one grid or one sequence"),
             Predicts::Pyramid => (matches!(tokens.layout, Layout::Pyramid { .. }), "a pyramid"),
+            Predicts::Stack => (matches!(tokens.layout, Layout::Stack { .. }), "a stack"),
         };
         if !fits {
             let hint = format!("its tokens must be {expected}");
@@ -138,7 +141,9 @@ impl Blueprint<'_> {
         }
         let hint = match (self.predicts, tokens.vocabularies()) {
             (Predicts::Vectors, Some(_)) => Some("its tokens must be vectors: use `gpt` or `maskgit` for codes"),
-            (Predicts::FlatCodes | Predicts::Pyramid, None) => Some("its tokens must be codes: use `mar` for vectors"),
+            (Predicts::FlatCodes | Predicts::Pyramid | Predicts::Stack, None) => {
+                Some("its tokens must be codes: use `mar` for vectors")
+            }
             (Predicts::FlatCodes | Predicts::Pyramid, Some(Vocabulary::Each(_))) => {
                 Some("it has one vocabulary for all tokens")
             }

@@ -6,9 +6,9 @@
 
 use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
 use super::condition_vectors::{id_rows, ids_of};
-use super::denoiser::{Denoiser, DiffusionConfig, Drawing, Place, draw_noise};
+use super::denoiser::{Canvas, Denoiser, DiffusionConfig, Drawing, Place};
 use super::request::Subject;
-use super::upload::{index, rows_of, upload_vectors};
+use super::upload::{gathered, index};
 use super::{
     Condition, ConditionVectors, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Request,
     vectors_of,
@@ -18,9 +18,9 @@ use crate::role::Described;
 use crate::sampling::{GuidanceSchedule, Sampling, Seeded, VectorDraws};
 use crate::systems::Facts;
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Result, Rng, TokenSpec};
+use smalti_base::{Result, TokenSpec, rng::Stream};
 use smalti_nn::attention::Visible;
 use smalti_nn::cache::{Cache, KeyValueCache};
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
@@ -177,7 +177,7 @@ impl CausalMar {
         let before: Vec<Vec<usize>> = orders.iter().map(|order| order[..length - 1].to_vec()).collect();
         let mut x = self.condition.forward(condition_ids);
         if length > 1 {
-            x = Tensor::cat(vec![x, self.embed(in_order(tokens_blc, &before), &before)], 1);
+            x = Tensor::cat(vec![x, self.embed(gathered(tokens_blc, &before), &before)], 1);
         }
         let x = self.input_norm.forward(x + at_places(&self.positions, orders));
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &Visible::Past));
@@ -207,7 +207,7 @@ impl CausalMar {
         noise: Tensor<2>,
     ) -> Tensor<1> {
         let z = self.conditions(condition_ids, tokens_blc.clone(), orders).flatten(0, 1);
-        let targets = in_order(tokens_blc, orders).flatten(0, 1);
+        let targets = gathered(tokens_blc, orders).flatten(0, 1);
         self.denoiser.mean_loss(&self.config.diffusion.diffusion(), targets, z, t, noise)
     }
 
@@ -226,25 +226,25 @@ impl CausalMar {
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, mut draws: Box<dyn VectorDraws>) -> Result<CausalMarGeneration> {
         let known = request.check_vectors(&Subject::of(&self.config, self.config.condition_dropout))?;
-        let (length, channels) = (self.config.tokens.length(), self.config.channels());
+        let length = self.config.tokens.length();
         // A packed model is for inference already, and would be unpacked by `valid`.
         let model = if self.input.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.condition.none.val().device();
         let drawing = Drawing::new(&model.denoiser, &self.config.diffusion, &request.sampling, &device)?;
         let mut images = Vec::new();
-        for (image, known) in known.into_iter().enumerate() {
+        for (image, known) in known.iter().enumerate() {
             let mut order = self.order(|n| draws.order(image, n));
             if self.config.order == TokenOrder::Random {
                 // What is known comes first, so that all else sees it.
                 order.sort_by_key(|place| known[*place].is_none());
             }
-            let values = known.iter().flat_map(|token| token.clone().unwrap_or_else(|| vec![0.0; channels])).collect();
-            images.push(Image { values, order, known: known.iter().map(Option::is_some).collect() });
+            images.push(Image { order, known: known.iter().map(Option::is_some).collect() });
         }
         Ok(CausalMarGeneration {
             ids: ids_of(&self.config.condition, request)?,
             caches: (0..self.config.decoder.depth).map(|_| KeyValueCache::new(length, 0)).collect(),
             sampling: request.sampling.clone(),
+            canvas: Canvas::new(&known, self.config.channels(), &device),
             model,
             device,
             drawing,
@@ -254,15 +254,6 @@ impl CausalMar {
             done: 0,
         })
     }
-}
-
-/// The tokens `[b, length, c]` in these places of each image, `[b, n, c]`.
-fn in_order(tokens_blc: Tensor<3>, places: &[Vec<usize>]) -> Tensor<3> {
-    let [b, length, c] = tokens_blc.dims();
-    let rows = rows_of(places, length);
-    let n = rows.len() / b.max(1);
-    let device = tokens_blc.device();
-    tokens_blc.reshape([b * length, c]).select(0, index(rows, &device)).reshape([b, n, c])
 }
 
 /// A table's vectors of these places of each image, `[b, n, d]`.
@@ -284,9 +275,8 @@ impl Generator for CausalMar {
         let stream = &mut *draw.stream;
         let orders: Vec<Vec<usize>> = conditions.iter().map(|_| self.order(|n| stream.permutation(n))).collect();
         let [b, length, c] = tokens.dims();
-        let n = self.config.diffusion.repeats * b * length;
-        let (t, noise) = draw_noise(stream, n, c, self.config.diffusion.steps);
-        let noise = Tensor::from_data(TensorData::new(noise, [n, c]), &tokens.device());
+        let diffusion = &self.config.diffusion;
+        let (t, noise) = diffusion.trials(diffusion.repeats * b * length, c, stream, &tokens.device());
         let dropout = Some((self.config.condition_dropout, stream));
         let ids = self.config.condition.batch(conditions, dropout, &tokens.device())?;
         Ok(GeneratorLoss { loss: self.ordered_loss(tokens, ids, &orders, &t, noise), nats_per_token: None })
@@ -294,18 +284,12 @@ impl Generator for CausalMar {
 
     fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
         let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
-        let [b, length, c] = tokens.dims();
-        let (mut orders, mut times, mut noise) = (Vec::new(), Vec::new(), Vec::new());
-        for (image, _) in (first_image..).zip(conditions) {
-            let mut stream = Rng::new(0).stream(image, 0);
-            orders.push(self.order(|n| stream.permutation(n)));
-            let (t, values) = draw_noise(&mut stream, length, c, self.config.diffusion.steps);
-            times.extend(t);
-            noise.extend(values);
-        }
-        let noise = Tensor::from_data(TensorData::new(noise, [b * length, c]), &tokens.device());
-        let ids = self.config.condition.batch(conditions, None, &tokens.device())?;
-        Ok(GeneratorLoss { loss: self.ordered_loss(tokens, ids, &orders, &times, noise), nats_per_token: None })
+        let ([b, length, c], device) = (tokens.dims(), tokens.device());
+        let begin = |stream: &mut Stream| (self.order(|n| stream.permutation(n)), length);
+        let images = first_image..first_image + b as u64;
+        let (orders, (t, noise)) = self.config.diffusion.fixed_trials(images, c, &device, begin);
+        let ids = self.config.condition.batch(conditions, None, &device)?;
+        Ok(GeneratorLoss { loss: self.ordered_loss(tokens, ids, &orders, &t, noise), nats_per_token: None })
     }
 
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
@@ -321,8 +305,6 @@ impl Generator for CausalMar {
 
 /// An image under way.
 struct Image {
-    /// Tokens `length * channels`, 0 where they are not decided.
-    values: Vec<f32>,
     order: Vec<usize>,
     /// Places whose tokens were given.
     known: Vec<bool>,
@@ -335,6 +317,7 @@ pub struct CausalMarGeneration {
     device: Device,
     sampling: Sampling,
     drawing: Drawing,
+    canvas: Canvas,
     /// Condition of each image, and what guidance leads away from.
     ids: Vec<[usize; 2]>,
     caches: Vec<KeyValueCache>,
@@ -349,7 +332,7 @@ impl CausalMarGeneration {
     /// Feeds what the caches have not seen; returns what the denoiser is told of the next token, `[b or 2 b, width]`.
     fn condition(&mut self) -> Tensor<2> {
         let first = self.caches.first().map_or(0, KeyValueCache::length);
-        let (guided, channels) = (self.sampling.is_guided(), self.model.config.channels());
+        let guided = self.sampling.is_guided();
         let places = |from: usize, to: usize| -> Vec<Vec<usize>> {
             let halves = if guided { 2 } else { 1 };
             let rows = self.images.iter().cycle().take(halves * self.images.len());
@@ -360,14 +343,9 @@ impl CausalMarGeneration {
             parts.push(self.model.condition.forward(id_rows(&self.ids, guided, &self.device)));
         }
         if self.fed < self.done {
-            let new = self.images.iter().map(|image| {
-                let token = |place: &usize| image.values[place * channels..][..channels].to_vec();
-                image.order[self.fed..self.done].iter().flat_map(token).collect::<Vec<f32>>()
-            });
-            let new: Vec<Vec<f32>> = new.collect();
-            let rows = new.iter().cycle().take(new.len() * if guided { 2 } else { 1 });
-            let tokens = upload_vectors(&rows.collect::<Vec<_>>(), channels, &self.device);
-            parts.push(self.model.embed(tokens, &places(self.fed, self.done)));
+            let new = places(self.fed, self.done);
+            let tokens = self.canvas.at(&new[..self.images.len()]).repeat_dim(0, new.len() / self.images.len());
+            parts.push(self.model.embed(tokens, &new));
         }
         let next = places(first, self.done + 1);
         let mut x = self.model.input_norm.forward(Tensor::cat(parts, 1) + at_places(&self.model.positions, &next));
@@ -395,10 +373,7 @@ impl CausalMarGeneration {
         let place = |image: usize| Place { image, place: self.images[image].order[self.done] };
         let places: Vec<Place> = unknown.iter().map(|image| place(*image)).collect();
         let found = self.drawing.draw(z, guidance, &places, self.done, &mut *self.draws)?;
-        let channels = self.model.config.channels();
-        for (token, at) in found.chunks_exact(channels).zip(places) {
-            self.images[at.image].values[at.place * channels..][..channels].copy_from_slice(token);
-        }
+        self.canvas.put(&found, &places);
         Ok(())
     }
 }
@@ -425,7 +400,6 @@ impl Generation for CausalMarGeneration {
     }
 
     fn codes(&self) -> Codes {
-        let values: Vec<&Vec<f32>> = self.images.iter().map(|image| &image.values).collect();
-        Codes::Continuous(upload_vectors(&values, self.model.config.channels(), &self.device))
+        self.canvas.codes()
     }
 }

@@ -2,12 +2,14 @@
 //! place (arXiv 2406.11838). It replaces the softmax over a codebook.
 
 use super::diffusion::{Diffusion, NoiseSchedule, RowLosses};
+use super::upload::upload_vectors;
+use crate::Codes;
 use crate::host;
 use crate::sampling::{Respacing, Sampling, VectorDraws, guide};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, rng::Stream};
+use smalti_base::{Error, Result, Rng, rng::Stream};
 use smalti_kernels::{chunks, gated_residual, modulate, silu};
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
 use smalti_nn::init::Init;
@@ -260,10 +262,38 @@ impl Pack for Denoiser {
     }
 }
 
-/// Timesteps and noise for `n` rows of `c` channels, from a stream.
-pub(super) fn draw_noise(stream: &mut Stream, n: usize, c: usize, steps: usize) -> (Vec<usize>, Vec<f32>) {
-    let t = (0..n).map(|_| stream.below(steps)).collect();
-    (t, (0..n * c).map(|_| stream.normal()).collect())
+/// Timesteps, and noise `[n, c]`, for `n` rows of `c` channels.
+pub(super) type Trials = (Vec<usize>, Tensor<2>);
+
+impl DiffusionConfig {
+    /// Trials for `n` rows of `c` channels, from a stream.
+    pub(super) fn trials(&self, n: usize, c: usize, stream: &mut Stream, device: &Device) -> Trials {
+        let t = (0..n).map(|_| stream.below(self.steps)).collect();
+        let noise: Vec<f32> = (0..n * c).map(|_| stream.normal()).collect();
+        (t, Tensor::from_data(TensorData::new(noise, [n, c]), device))
+    }
+
+    /// The same trials for an image each time, from a stream of its own. `begin` draws what goes before them, and says how many
+    /// rows the image has.
+    pub(super) fn fixed_trials<T>(
+        &self,
+        images: Range<u64>,
+        c: usize,
+        device: &Device,
+        begin: impl Fn(&mut Stream) -> (T, usize),
+    ) -> (Vec<T>, Trials) {
+        let (mut begun, mut times, mut noise) = (Vec::new(), Vec::new(), Vec::new());
+        for image in images {
+            let mut stream = Rng::new(0).stream(image, 0);
+            let (first, n) = begin(&mut stream);
+            let (t, values) = self.trials(n, c, &mut stream, device);
+            begun.push(first);
+            times.extend(t);
+            noise.push(values);
+        }
+        let noise = if noise.is_empty() { Tensor::zeros([0, c], device) } else { Tensor::cat(noise, 0) };
+        (begun, (times, noise))
+    }
 }
 
 /// A place of an image in the batch.
@@ -359,5 +389,49 @@ impl Drawing {
         let time = self.time.clone().narrow(1, steps.start, count).reshape([count, 1, w]);
         let y = silu((condition + time).reshape([1, count * n, w]));
         self.denoiser.modulations().map(|layer| layer.forward(y.clone())).collect()
+    }
+}
+
+/// The vectors of images under way.
+pub(super) struct Canvas {
+    /// `length * channels` of each image, 0 where a token is not decided.
+    values: Vec<Vec<f32>>,
+    channels: usize,
+    device: Device,
+}
+
+impl Canvas {
+    /// What is known of each image, by places.
+    pub(super) fn new(known: &[Vec<Option<Vec<f32>>>], channels: usize, device: &Device) -> Self {
+        let token = |token: &Option<Vec<f32>>| token.clone().unwrap_or_else(|| vec![0.0; channels]);
+        let values = known.iter().map(|places| places.iter().flat_map(token).collect()).collect();
+        Self { values, channels, device: device.clone() }
+    }
+
+    /// Writes what was drawn for places.
+    pub(super) fn put(&mut self, found: &[f32], places: &[Place]) {
+        for (token, at) in found.chunks_exact(self.channels).zip(places) {
+            self.values[at.image][at.place * self.channels..][..self.channels].copy_from_slice(token);
+        }
+    }
+
+    /// All tokens of some images, `[b, length, c]`.
+    pub(super) fn of(&self, images: &[usize]) -> Tensor<3> {
+        let values: Vec<&[f32]> = images.iter().map(|image| self.values[*image].as_slice()).collect();
+        upload_vectors(&values, self.channels, &self.device)
+    }
+
+    /// The tokens in these places of each image, `[b, n, c]`; as many of each.
+    pub(super) fn at(&self, places: &[Vec<usize>]) -> Tensor<3> {
+        let token = |image: usize, place: usize| &self.values[image][place * self.channels..][..self.channels];
+        let values = places.iter().enumerate();
+        let values =
+            values.map(|(image, places)| places.iter().flat_map(|place| token(image, *place)).copied().collect());
+        let values: Vec<Vec<f32>> = values.collect();
+        upload_vectors(&values.iter().map(Vec::as_slice).collect::<Vec<_>>(), self.channels, &self.device)
+    }
+
+    pub(super) fn codes(&self) -> Codes {
+        Codes::Continuous(self.of(&(0..self.values.len()).collect::<Vec<_>>()))
     }
 }

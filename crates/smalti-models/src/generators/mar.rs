@@ -6,9 +6,9 @@
 
 use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
 use super::condition_vectors::{id_rows, ids_of};
-use super::denoiser::{Denoiser, DiffusionConfig, Drawing, Place, draw_noise};
+use super::denoiser::{Canvas, Denoiser, DiffusionConfig, Drawing, Place};
 use super::request::Subject;
-use super::upload::{index, rows_of, upload_vectors};
+use super::upload::{gathered, index};
 use super::{
     Condition, ConditionVectors, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Request,
     vectors_of,
@@ -18,9 +18,9 @@ use crate::role::Described;
 use crate::sampling::{GuidanceSchedule, Sampling, Seeded, VectorDraws};
 use crate::systems::Facts;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, Rng, TokenSpec, rng::Stream};
+use smalti_base::{Error, Result, TokenSpec, rng::Stream};
 use smalti_nn::attention::Visible;
 use smalti_nn::dense::{Dense, Pack, TokenNorm};
 use smalti_nn::init::Init;
@@ -202,17 +202,16 @@ impl Mar {
     /// `condition_ids [b, 1]` or, with guidance, `[2 b, 1]`; `tokens [b, length, c]`, of which only the visible ones are
     /// looked at; to `[b or 2 b, buffer + visible, width]`.
     pub fn encode(&self, condition_ids: Tensor<2, Int>, tokens_blc: Tensor<3>, visible: &[Vec<usize>]) -> Tensor<3> {
-        let [b, length, c] = tokens_blc.dims();
+        let [b, ..] = tokens_blc.dims();
         let (rows, seen) = (condition_ids.dims()[0], visible.first().map_or(0, Vec::len));
         let (device, buffer) = (tokens_blc.device(), self.config.buffer);
         let table = self.encoder_positions.table.val();
         let [_, width] = table.dims();
         let mut x = self.condition.forward(condition_ids) + table.clone().narrow(0, 0, buffer).unsqueeze();
         if seen > 0 {
-            let there = tokens_blc.reshape([b * length, c]).select(0, index(rows_of(visible, length), &device));
             let places = visible.iter().flatten().map(|place| buffer + place).collect();
             let places = table.select(0, index(places, &device)).reshape([b, seen, width]);
-            let there = self.input.forward(there.reshape([b, seen, c])) + places;
+            let there = self.input.forward(gathered(tokens_blc, visible)) + places;
             // Guidance sees the same tokens twice.
             x = Tensor::cat(vec![x, there.repeat_dim(0, rows / b)], 1);
         }
@@ -280,12 +279,11 @@ impl Mar {
         t: &[usize],
         noise: Tensor<2>,
     ) -> Tensor<1> {
-        let [b, length, c] = tokens_blc.dims();
+        let [_, length, _] = tokens_blc.dims();
         let visible: Vec<Vec<usize>> = masks.iter().map(|masked| others(masked, length)).collect();
         let encoded = self.encode(condition_ids, tokens_blc.clone(), &visible);
         let z = self.decode(encoded, &visible, masks);
-        let targets = index(rows_of(masks, length), &tokens_blc.device());
-        let targets = tokens_blc.reshape([b * length, c]).select(0, targets);
+        let targets = gathered(tokens_blc, masks).flatten(0, 1);
         self.denoiser.mean_loss(&self.config.diffusion.diffusion(), targets, z, t, noise)
     }
 
@@ -315,7 +313,7 @@ impl Mar {
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, mut draws: Box<dyn VectorDraws>) -> Result<MarGeneration> {
         let known = request.check_vectors(&Subject::of(&self.config, self.config.condition_dropout))?;
-        let (length, channels) = (self.config.tokens.length(), self.config.channels());
+        let length = self.config.tokens.length();
         let steps = request.sampling.steps.unwrap_or(STEPS.min(length));
         if steps > length || request.sampling.first_step > 0 {
             let problem = format!("{steps} steps, the first {} left out", request.sampling.first_step);
@@ -327,15 +325,15 @@ impl Mar {
         let device = model.mask.val().device();
         let drawing = Drawing::new(&model.denoiser, &self.config.diffusion, &request.sampling, &device)?;
         let mut images = Vec::new();
-        for (image, known) in known.into_iter().enumerate() {
+        for (image, known) in known.iter().enumerate() {
             let order = draws.order(image, length);
-            let values = known.iter().flat_map(|token| token.clone().unwrap_or_else(|| vec![0.0; channels])).collect();
             let masked: Vec<usize> = order.into_iter().filter(|place| known[*place].is_none()).collect();
-            images.push(Image { values, unknown: masked.len(), masked });
+            images.push(Image { unknown: masked.len(), masked });
         }
         Ok(MarGeneration {
             ids: ids_of(&self.config.condition, request)?,
             sampling: request.sampling.clone(),
+            canvas: Canvas::new(&known, self.config.channels(), &device),
             model,
             device,
             drawing,
@@ -365,10 +363,9 @@ impl Generator for Mar {
         let masks: Vec<Vec<usize>> = conditions.iter().map(|_| self.draw_mask(masked, stream)).collect();
         let diffusion = &self.config.diffusion;
         let n = diffusion.repeats * masks.len() * masked;
-        let (t, noise) = draw_noise(stream, n, self.config.channels(), diffusion.steps);
+        let (t, noise) = diffusion.trials(n, self.config.channels(), stream, &tokens.device());
         let dropout = Some((self.config.condition_dropout, stream));
         let ids = self.config.condition.batch(conditions, dropout, &tokens.device())?;
-        let noise = Tensor::from_data(TensorData::new(noise, [n, self.config.channels()]), &tokens.device());
         Ok(GeneratorLoss { loss: self.masked_loss(tokens, ids, &masks, &t, noise), nats_per_token: None })
     }
 
@@ -376,18 +373,12 @@ impl Generator for Mar {
     fn validation_loss(&self, codes: Codes, conditions: &[Condition], first_image: u64) -> Result<GeneratorLoss> {
         let tokens = vectors_of(codes, conditions, &self.config.tokens)?;
         let masked = self.masked_count((1.0 + f64::from(self.config.mask_ratio_min)) / 2.0);
-        let (c, steps) = (self.config.channels(), self.config.diffusion.steps);
-        let (mut masks, mut times, mut noise) = (Vec::new(), Vec::new(), Vec::new());
-        for (image, _) in (first_image..).zip(conditions) {
-            let mut stream = Rng::new(0).stream(image, 0);
-            masks.push(self.draw_mask(masked, &mut stream));
-            let (t, values) = draw_noise(&mut stream, masked, c, steps);
-            times.extend(t);
-            noise.extend(values);
-        }
-        let noise = Tensor::from_data(TensorData::new(noise, [times.len(), c]), &tokens.device());
-        let ids = self.config.condition.batch(conditions, None, &tokens.device())?;
-        Ok(GeneratorLoss { loss: self.masked_loss(tokens, ids, &masks, &times, noise), nats_per_token: None })
+        let (b, device) = (tokens.dims()[0], tokens.device());
+        let begin = |stream: &mut Stream| (self.draw_mask(masked, stream), masked);
+        let images = first_image..first_image + b as u64;
+        let (masks, (t, noise)) = self.config.diffusion.fixed_trials(images, self.config.channels(), &device, begin);
+        let ids = self.config.condition.batch(conditions, None, &device)?;
+        Ok(GeneratorLoss { loss: self.masked_loss(tokens, ids, &masks, &t, noise), nats_per_token: None })
     }
 
     fn dense_layers(&mut self) -> Vec<&mut Dense> {
@@ -403,8 +394,6 @@ impl Generator for Mar {
 
 /// An image under way.
 struct Image {
-    /// Tokens `length * channels`; 0 where masked.
-    values: Vec<f32>,
     /// Places that were masked at the start.
     unknown: usize,
     /// Places that still are; the last ones are filled first.
@@ -417,6 +406,7 @@ pub struct MarGeneration {
     device: Device,
     sampling: Sampling,
     drawing: Drawing,
+    canvas: Canvas,
     /// Condition of each image, and what guidance leads away from.
     ids: Vec<[usize; 2]>,
     images: Vec<Image>,
@@ -454,9 +444,8 @@ impl MarGeneration {
 
     /// One step of images that have as many masked places and fill as many.
     fn fill(&mut self, group: &[usize], filled: usize) -> Result<()> {
-        let Self { model, images, device, .. } = self;
-        let config = &model.config;
-        let (length, channels) = (config.tokens.length(), config.channels());
+        let Self { model, images, canvas, device, .. } = self;
+        let length = model.config.tokens.length();
         let (mut visible, mut wanted) = (Vec::new(), Vec::new());
         for &image in group {
             let masked = &images[image].masked;
@@ -471,8 +460,7 @@ impl MarGeneration {
         let guided = self.sampling.is_guided();
         let ids: Vec<[usize; 2]> = group.iter().map(|image| self.ids[*image]).collect();
         let ids = id_rows(&ids, guided, device);
-        let values: Vec<&Vec<f32>> = group.iter().map(|image| &images[*image].values).collect();
-        let encoded = model.encode(ids, upload_vectors(&values, channels, device), &visible);
+        let encoded = model.encode(ids, canvas.of(group), &visible);
         let z = model.decode(encoded, &visible, &wanted);
         let guidance = guided.then(|| self.guidance(group[0]));
         let places = group.iter().zip(&wanted);
@@ -480,9 +468,7 @@ impl MarGeneration {
             .flat_map(|(image, wanted)| wanted.iter().map(|place| Place { image: *image, place: *place }))
             .collect();
         let found = self.drawing.draw(z, guidance, &places, self.done, &mut *self.draws)?;
-        for (token, at) in found.chunks_exact(channels).zip(places) {
-            self.images[at.image].values[at.place * channels..][..channels].copy_from_slice(token);
-        }
+        self.canvas.put(&found, &places);
         for &image in group {
             let masked = &mut self.images[image].masked;
             masked.truncate(masked.len() - filled);
@@ -529,7 +515,6 @@ impl Generation for MarGeneration {
     }
 
     fn codes(&self) -> Codes {
-        let values: Vec<&Vec<f32>> = self.images.iter().map(|image| &image.values).collect();
-        Codes::Continuous(upload_vectors(&values, self.model.config.channels(), &self.device))
+        self.canvas.codes()
     }
 }

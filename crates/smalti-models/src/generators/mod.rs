@@ -11,6 +11,7 @@ pub mod mar;
 pub mod maskgit;
 pub mod order;
 pub mod request;
+pub mod rq_transformer;
 mod upload;
 pub mod var;
 
@@ -23,6 +24,7 @@ pub use mar::{Mar, MarConfig};
 pub use maskgit::{MaskGit, MaskGitConfig};
 pub use order::TokenOrder;
 pub use request::{ImageRequest, Known, Request};
+pub use rq_transformer::{RqTransformer, RqTransformerConfig};
 pub use var::{Var, VarConfig};
 
 use crate::Codes;
@@ -46,6 +48,8 @@ role! {
     "maskgit" => MaskGit(MaskGitConfig),
     /// A token map at each step, coarse to fine.
     "var" => Var(VarConfig),
+    /// Places one after the other, and the codes of each.
+    "rq_transformer" => RqTransformer(RqTransformerConfig),
     /// Masked prediction of vectors with a diffusion loss.
     "mar" => Mar(MarConfig),
     /// The same, one token after the other.

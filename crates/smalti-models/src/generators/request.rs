@@ -124,6 +124,8 @@ impl Request {
             return Err(Error::invalid("request", "no images; expected at least 1"));
         }
         self.sampling.validate()?;
+        let layout = &subject.tokens.layout;
+        self.sampling.must_fit_depth(if let Layout::Stack { depth, .. } = layout { *depth } else { 1 })?;
         if self.sampling.smooth && !subject.abilities.mixes_codes {
             return Err(Error::unsupported("smooth sampling with this generator", "only var can mix codes"));
         }

@@ -10,7 +10,7 @@ pub(super) fn upload(rows: &[Vec<u32>], device: &Device) -> Tensor<2, Int> {
 }
 
 /// Tokens of images, all of the same size, as `[b, length, channels]`.
-pub(super) fn upload_vectors(values: &[&Vec<f32>], channels: usize, device: &Device) -> Tensor<3> {
+pub(super) fn upload_vectors(values: &[&[f32]], channels: usize, device: &Device) -> Tensor<3> {
     let length = values.first().map_or(0, |row| row.len() / channels.max(1));
     let flat: Vec<f32> = values.iter().flat_map(|row| row.iter().copied()).collect();
     Tensor::from_data(TensorData::new(flat, [values.len(), length, channels]), device)
@@ -24,7 +24,16 @@ pub(super) fn index(values: Vec<usize>, device: &Device) -> Tensor<1, Int> {
 }
 
 /// The rows of an image's places in a batch, one after the other: place `p` of image `i` is row `i * length + p`.
-pub(super) fn rows_of(places: &[Vec<usize>], length: usize) -> Vec<usize> {
+fn rows_of(places: &[Vec<usize>], length: usize) -> Vec<usize> {
     let images = places.iter().enumerate();
     images.flat_map(|(image, places)| places.iter().map(move |place| image * length + place)).collect()
+}
+
+/// The tokens `[b, length, c]` in these places of each image, `[b, n, c]`; as many of each.
+pub(super) fn gathered(tokens_blc: Tensor<3>, places: &[Vec<usize>]) -> Tensor<3> {
+    let [b, length, c] = tokens_blc.dims();
+    let rows = rows_of(places, length);
+    let n = rows.len() / b.max(1);
+    let device = tokens_blc.device();
+    tokens_blc.reshape([b * length, c]).select(0, index(rows, &device)).reshape([b, n, c])
 }

@@ -170,6 +170,8 @@ pub struct TokenizerStep {
     pub critic_gradients: Option<GradientsParams>,
     /// Named values of the terms, tensors of one element on the device; `loss` is the weighted sum.
     pub terms: Vec<(&'static str, Tensor<1>)>,
+    /// The names of the terms that are the model's own.
+    pub own: Vec<&'static str>,
     /// What the quantizer's update needs, if there is one.
     pub stats: Option<Stats>,
     /// Codes `[b, length]`, if tokens are codes.
@@ -264,7 +266,20 @@ impl TokenizerLoss {
         let rec = rec.inner();
         let critic_gradients =
             adversary.map(|(critic, config)| judged(critic, config, target_bchw, rec.clone(), step, &mut terms));
-        TokenizerStep { gradients, critic_gradients, terms, stats, codes, reconstruction: rec }
+        let own = own.iter().map(|term| term.name).collect();
+        TokenizerStep { gradients, critic_gradients, terms, own, stats, codes, reconstruction: rec }
+    }
+
+    /// Fails for a weight of a term that the model did not have.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] that names it.
+    pub fn check_terms(&self, step: &TokenizerStep) -> Result<()> {
+        let known = || step.own.iter().copied();
+        match self.config.weights.keys().find(|name| known().all(|term| term != name.as_str())) {
+            Some(name) => Err(Error::unknown("loss: weights", "term of this model", name, known())),
+            None => Ok(()),
+        }
     }
 
     /// Adds one of the model's own terms to those that are logged.

@@ -1,32 +1,14 @@
 //! What changes a table of codes outside the gradient: moving averages, a k-means start and the revival of dead codes.
 
-use super::vq::{Learning, ReviveUnit, Vq};
+use super::vq::{EmaDialect, Learning, ReviveUnit, Vq};
 use super::{CodebookStats, Stats};
 use burn::module::Param;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
-use serde::{Deserialize, Serialize};
 use smalti_base::rng::Stream;
 use smalti_kernels::nearest_code;
 
 /// Share of the past in the moving counts of a table that learns by gradient.
 const USAGE_DECAY: f64 = 0.99;
-
-/// Whose arithmetic moving averages follow. With decay g, batch counts n and sums s, smoothing
-/// `smooth(N) = (N + eps) / (sum N + codes * eps) * sum N`, and code = sums / smooth(counts).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EmaDialect {
-    /// Counts start at 1 and sums at the codes, so an unused code stays where it is (vector-quantize-pytorch).
-    #[default]
-    Counting,
-    /// Counts start at 0 and sums at the codes (taming, RQ-VAE, the common VQ-VAE-2 code): a code that the first batch does not
-    /// use moves far away and needs revival.
-    Empty,
-    /// As `empty`, and the smoothed counts are stored, so that smoothing compounds (a common PyTorch VQ-VAE).
-    Compounding,
-    /// Counts and sums start at 0 and are divided by `1 - g^t` (Sonnet, Haiku).
-    Sonnet,
-}
 
 /// What an update did.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +21,7 @@ pub struct UpdateReport {
 }
 
 /// Counts `[k]` and sums `[k, c]` of the latents of each code.
-fn tally(latents_nc: &Tensor<2>, codes_n: &Tensor<1, Int>, k: usize) -> (Tensor<1>, Tensor<2>) {
+pub(super) fn tally(latents_nc: &Tensor<2>, codes_n: &Tensor<1, Int>, k: usize) -> (Tensor<1>, Tensor<2>) {
     let ([n, c], device) = (latents_nc.dims(), latents_nc.device());
     let ones = Tensor::ones([n], &device);
     let counts = Tensor::zeros([k], &device).select_assign(0, codes_n.clone(), ones, IndexingUpdateOp::Add);
@@ -49,29 +31,29 @@ fn tally(latents_nc: &Tensor<2>, codes_n: &Tensor<1, Int>, k: usize) -> (Tensor<
 }
 
 /// A parameter with a new value; all else about it stays.
-fn replaced<const D: usize>(param: Param<Tensor<D>>, value: Tensor<D>) -> Param<Tensor<D>> {
+pub(super) fn replaced<const D: usize>(param: Param<Tensor<D>>, value: Tensor<D>) -> Param<Tensor<D>> {
     let id = param.id;
     let value = if param.val().is_autodiff() { value.autodiff() } else { value };
     param.transform_for_load(value, id)
 }
 
-fn plain<const D: usize>(param: &Param<Tensor<D>>) -> Tensor<D> {
+pub(super) fn plain<const D: usize>(param: &Param<Tensor<D>>) -> Tensor<D> {
     param.val().inner()
 }
 
 /// `past * decay + now * (1 - decay)`
-fn moved<const D: usize>(past: Tensor<D>, now: Tensor<D>, decay: f64) -> Tensor<D> {
+pub(super) fn moved<const D: usize>(past: Tensor<D>, now: Tensor<D>, decay: f64) -> Tensor<D> {
     past.mul_scalar(decay) + now.mul_scalar(1.0 - decay)
 }
 
-fn smoothed(counts_k: Tensor<1>, epsilon: f64) -> Tensor<1> {
+pub(super) fn smoothed(counts_k: Tensor<1>, epsilon: f64) -> Tensor<1> {
     let [k] = counts_k.dims();
     let total = counts_k.clone().sum();
     counts_k.add_scalar(epsilon) * (total.clone() / total.add_scalar(k as f64 * epsilon))
 }
 
 /// Rows of `[k, c]` divided by `[k]`.
-fn per_row(rows_kc: Tensor<2>, by_k: Tensor<1>) -> Tensor<2> {
+pub(super) fn per_row(rows_kc: Tensor<2>, by_k: Tensor<1>) -> Tensor<2> {
     rows_kc / by_k.unsqueeze_dim(1)
 }
 

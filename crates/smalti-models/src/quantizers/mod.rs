@@ -8,6 +8,7 @@ pub mod fsq;
 pub mod gumbel;
 pub mod multi_scale;
 pub mod remap;
+pub mod residual;
 pub mod usage;
 pub mod vq;
 
@@ -16,6 +17,7 @@ pub use fsq::{Fsq, FsqConfig};
 pub use gumbel::{Gumbel, GumbelConfig};
 pub use multi_scale::{MultiScale, MultiScaleConfig};
 pub use remap::{Remap, RemapConfig};
+pub use residual::{Residual, ResidualConfig};
 pub use usage::Usage;
 pub use vq::{Vq, VqConfig};
 
@@ -40,6 +42,8 @@ role! {
     "gumbel" => Gumbel(GumbelConfig),
     /// Token maps of growing size.
     "multi_scale" => MultiScale(MultiScaleConfig),
+    /// Several codes for each place.
+    "residual" => Residual(ResidualConfig),
 }
 
 /// What is known of a quantizer before it has weights.

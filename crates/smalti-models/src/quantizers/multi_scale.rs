@@ -91,10 +91,11 @@ impl MultiScaleConfig {
                 "refinement has weight {weight} and {convolutions} convolutions, expected 0..=1 and at least 1"
             ));
         }
-        let VqConfig { projected, metric, codebook, gradient, kmeans_init, remap, .. } = &self.table;
+        let VqConfig { projected, depth, metric, codebook, gradient, kmeans_init, remap, .. } = &self.table;
         let by_angle = *metric != Metric::Euclidean;
         let refused = match () {
             () if projected.is_some() => "projected",
+            () if *depth != 1 => "a depth",
             () if remap.is_some() => "remap",
             () if *gradient != Estimator::StraightThrough => "the gradient of rotation",
             () if *metric == Metric::CosineRaw => "the metric cosine_raw",

@@ -3,7 +3,7 @@
 //! (arXiv 2410.06424). What changes the table outside the gradient is in [`codebook`](super::codebook).
 
 use super::{
-    Pass, Quantized, Quantizer, QuantizerSettings, Remap, RemapConfig, Stats, UpdateReport, codebook::EmaDialect,
+    CodebookStats, Pass, Quantized, Quantizer, QuantizerSettings, Remap, RemapConfig, Stats, UpdateReport, check_parts,
     from_rows, to_rows,
 };
 use crate::losses::LossTerm;
@@ -13,7 +13,7 @@ use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result, Vocabulary, rng::Stream};
+use smalti_base::{Error, Layout, Result, Vocabulary, rng::Stream};
 use smalti_kernels::nearest_code;
 use smalti_nn::{dense::Dense, init::Init};
 
@@ -29,6 +29,10 @@ pub struct VqConfig {
     /// factorised codes).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projected: Option<usize>,
+    /// Codes of each place: the table is read so many times, each time for what the codes before left over, and their vectors add
+    /// up (the residual option of ViT-VQGAN's public code).
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub depth: usize,
     /// What "nearest" means.
     #[serde(default)]
     pub metric: Metric,
@@ -50,6 +54,14 @@ pub struct VqConfig {
     /// Keep numbers only for some of the codes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remap: Option<RemapConfig>,
+}
+
+fn once() -> usize {
+    1
+}
+
+fn is_once(depth: &usize) -> bool {
+    *depth == 1
 }
 
 fn quarter() -> f64 {
@@ -107,6 +119,23 @@ impl Default for Learning {
     }
 }
 
+/// Whose arithmetic moving averages follow. With decay g, batch counts n and sums s, smoothing
+/// `smooth(N) = (N + eps) / (sum N + codes * eps) * sum N`, and code = sums / smooth(counts).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EmaDialect {
+    /// Counts start at 1 and sums at the codes, so an unused code stays where it is (vector-quantize-pytorch).
+    #[default]
+    Counting,
+    /// Counts start at 0 and sums at the codes (taming, RQ-VAE, the common VQ-VAE-2 code): a code that the first batch does not
+    /// use moves far away and needs revival.
+    Empty,
+    /// As `empty`, and the smoothed counts are stored, so that smoothing compounds (a common PyTorch VQ-VAE).
+    Compounding,
+    /// Counts and sums start at 0 and are divided by `1 - g^t` (Sonnet, Haiku).
+    Sonnet,
+}
+
 /// How the gradient passes the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -150,8 +179,8 @@ pub enum ReviveUnit {
 impl Described for VqConfig {
     const FACTS: Facts = Facts {
         arxiv: "1711.00937",
-        tokens: "grid",
-        about: "learned codebook: by gradient or moving averages, l2 or cosine, k-means start, dead codes revived",
+        tokens: "grid, stack",
+        about: "learned codebook: by gradient or moving averages, l2 or cosine, k-means start, dead codes revived, several codes a place",
     };
 }
 
@@ -162,6 +191,7 @@ impl VqConfig {
             codes,
             channels,
             projected: None,
+            depth: 1,
             metric: Metric::default(),
             codebook: Learning::default(),
             beta: quarter(),
@@ -177,9 +207,10 @@ impl VqConfig {
         if self.codes == 0 || self.codes > i32::MAX as usize {
             return problem(format!("codes is {}, expected 1 to {}", self.codes, i32::MAX));
         }
-        if self.channels == 0 || self.projected == Some(0) {
-            return problem("channels and projected must be at least 1".into());
+        if self.channels == 0 || self.projected == Some(0) || self.depth == 0 {
+            return problem("channels, projected and depth must be at least 1".into());
         }
+        self.check_depth()?;
         if !(self.beta.is_finite() && self.beta >= 0.0) {
             return problem(format!("beta is {}, expected 0 or more", self.beta));
         }
@@ -196,6 +227,20 @@ impl VqConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What moves a table outside the gradient is for tables that are read once.
+    fn check_depth(&self) -> Result<()> {
+        let refused = match () {
+            () if self.depth == 1 => return Ok(()),
+            () if matches!(self.codebook, Learning::Ema { .. }) => "moving averages",
+            () if self.kmeans_init.is_some() => "kmeans_init",
+            () if self.revive.is_some() => "revive",
+            () if self.gradient != Estimator::StraightThrough => "the gradient of rotation",
+            () => return Ok(()),
+        };
+        let hint = "leave it out, or use the quantizer `residual`, whose tables learn by moving averages";
+        Err(Error::unsupported(format!("{refused} in a quantizer `vq` with depth = {}", self.depth), hint))
     }
 
     /// Makes the quantizer. Codes are uniform in `-1/codes..1/codes`, or random unit vectors for the cosine metrics.
@@ -244,6 +289,13 @@ impl QuantizerSettings for VqConfig {
 
     fn channels(&self) -> usize {
         self.channels
+    }
+
+    fn layout(&self, h: usize, w: usize) -> Result<Layout> {
+        Ok(match self.depth {
+            1 => Layout::Grid { h, w },
+            depth => Layout::Stack { h, w, depth },
+        })
     }
 
     fn official(&self) -> Option<&'static str> {
@@ -322,14 +374,43 @@ impl Vq {
         from_rows(rows_nc, b, h, w)
     }
 
-    /// Codes `[n]` of the table as tokens `[b, length]`.
-    fn tokens(&self, codes_n: Tensor<1, Int>, b: usize) -> Tensor<2, Int> {
+    /// Codes of the table, a tensor `[n]` for each depth, as tokens `[b, length]`.
+    fn tokens(&self, by_depth: Vec<Tensor<1, Int>>, b: usize) -> Tensor<2, Int> {
+        let codes_nd = Tensor::stack::<2>(by_depth, 1);
+        let length = codes_nd.shape().num_elements() / b.max(1);
+        let codes_n = codes_nd.flatten(0, 1);
         let tokens_n = match &self.remap {
             Some(remap) => remap.tokens(codes_n),
             None => codes_n,
         };
-        let [n] = tokens_n.dims();
-        tokens_n.reshape([b, n / b.max(1)])
+        tokens_n.reshape([b, length])
+    }
+
+    /// The vectors of tokens `[b, length]`, those of the first `parts` depths added up, `[n, c]`.
+    fn sum(&self, tokens: Tensor<2, Int>, parts: usize) -> Tensor<2> {
+        let n = tokens.shape().num_elements() / self.config.depth;
+        let tokens_n = tokens.reshape([n, self.config.depth]).narrow(1, 0, parts).flatten(0, 1);
+        let codes_n = match &self.remap {
+            Some(remap) => remap.codes(tokens_n),
+            None => tokens_n,
+        };
+        let vectors_nc = self.table().select(0, codes_n);
+        match parts {
+            1 => vectors_nc,
+            _ => {
+                let [_, c] = vectors_nc.dims();
+                vectors_nc.reshape([n, parts, c]).sum_dim(1).squeeze_dim(1)
+            }
+        }
+    }
+
+    /// The nearest codes of rows, as the metric compares them.
+    fn nearest(&self, rows_nc: Tensor<2>, table_kc: &Tensor<2>) -> Nearest {
+        let z_nc = self.compared(rows_nc);
+        let plain_nc = z_nc.clone().inner();
+        let codes_n = nearest_code(plain_nc.clone(), table_kc.clone().inner());
+        let q_nc = table_kc.clone().select(0, codes_n.clone());
+        Nearest { z_nc, q_nc, part: CodebookStats { latents_nc: plain_nc, codes_n } }
     }
 
     fn loss(&self, z_nc: Tensor<2>, q_nc: Tensor<2>) -> Tensor<1> {
@@ -346,6 +427,15 @@ impl Vq {
     }
 }
 
+/// One reading of the table.
+struct Nearest {
+    /// What was compared.
+    z_nc: Tensor<2>,
+    /// What was found.
+    q_nc: Tensor<2>,
+    part: CodebookStats,
+}
+
 impl Quantizer for Vq {
     fn vocabulary(&self) -> Vocabulary {
         self.config.vocabulary()
@@ -357,42 +447,64 @@ impl Quantizer for Vq {
 
     fn encode(&self, latents_bchw: Tensor<4>) -> Tensor<2, Int> {
         let [b, ..] = latents_bchw.dims();
-        let z_nc = self.compared(self.projected(latents_bchw));
-        self.tokens(nearest_code(z_nc.inner(), self.table().inner()), b)
+        let table_kc = self.table().inner();
+        let mut rest_nc = self.projected(latents_bchw).inner();
+        let mut codes = Vec::new();
+        for depth in 1..=self.config.depth {
+            let Nearest { q_nc, part, .. } = self.nearest(rest_nc.clone(), &table_kc);
+            codes.push(part.codes_n);
+            if depth < self.config.depth {
+                rest_nc = rest_nc - q_nc;
+            }
+        }
+        self.tokens(codes, b)
     }
 
     fn decode(&self, codes: Tensor<2, Int>, h: usize, w: usize) -> Tensor<4> {
-        let [b, n] = codes.dims();
-        let tokens_n = codes.reshape([b * n]);
-        let codes_n = match &self.remap {
-            Some(remap) => remap.codes(tokens_n),
-            None => tokens_n,
-        };
-        self.back(self.table().select(0, codes_n), b, h, w)
+        let [b, _] = codes.dims();
+        self.back(self.sum(codes, self.config.depth), b, h, w)
     }
 
+    fn decode_prefix(&self, codes: Tensor<2, Int>, h: usize, w: usize, parts: usize) -> Result<Tensor<4>> {
+        check_parts(parts, self.config.depth)?;
+        let [b, _] = codes.dims();
+        Ok(self.back(self.sum(codes, parts), b, h, w))
+    }
+
+    /// At a depth of several codes the rest is cut off from the latents, which therefore have a gradient of the straight-through
+    /// estimator alone, as in the public code; the codes before are not cut off, and learn from what they leave over too.
     fn train_forward(&self, latents_bchw: Tensor<4>, _: &Pass) -> Quantized {
-        let [b, _, h, w] = latents_bchw.dims();
+        let ([b, _, h, w], depth) = (latents_bchw.dims(), self.config.depth);
         let raw_nc = self.projected(latents_bchw);
-        let z_nc = self.compared(raw_nc.clone());
         let table_kc = self.table();
-        let plain_nc = z_nc.clone().inner();
-        let codes_n = nearest_code(plain_nc.clone(), table_kc.clone().inner());
-        let q_nc = table_kc.select(0, codes_n.clone());
-        let loss = self.loss(z_nc.clone(), q_nc.clone());
-        let passed_nc = match self.config.metric {
-            Metric::CosineRaw => raw_nc,
-            Metric::Euclidean | Metric::Cosine => z_nc,
+        let mut rest_nc = if depth > 1 { raw_nc.clone().detach() } else { raw_nc.clone() };
+        let mut readings = Vec::with_capacity(depth);
+        for at in 1..=depth {
+            let reading = self.nearest(rest_nc.clone(), &table_kc);
+            if at < depth {
+                rest_nc = rest_nc - reading.q_nc.clone();
+            }
+            readings.push(reading);
+        }
+        let passed_nc = match (self.config.metric, readings.as_slice()) {
+            (Metric::Euclidean | Metric::Cosine, [only]) => only.z_nc.clone(),
+            (Metric::Cosine, _) => self.compared(raw_nc),
+            (Metric::Euclidean | Metric::CosineRaw, _) => raw_nc,
         };
-        let out_nc = match self.config.gradient {
-            Estimator::StraightThrough => passed_nc.clone() + (q_nc - passed_nc).detach(),
-            Estimator::Rotation => rotate(passed_nc, q_nc.detach()),
+        let losses = readings.iter().map(|reading| self.loss(reading.z_nc.clone(), reading.q_nc.clone()));
+        let loss = losses.reduce(|a, b| a + b).map(|sum| if depth > 1 { sum.div_scalar(depth as f64) } else { sum });
+        let q_nc = readings.iter().map(|reading| reading.q_nc.clone()).reduce(|a, b| a + b);
+        let out_nc = match (self.config.gradient, q_nc) {
+            (_, None) => passed_nc,
+            (Estimator::StraightThrough, Some(q_nc)) => passed_nc.clone() + (q_nc - passed_nc).detach(),
+            (Estimator::Rotation, Some(q_nc)) => rotate(passed_nc, q_nc.detach()),
         };
+        let parts: Vec<CodebookStats> = readings.into_iter().map(|reading| reading.part).collect();
         Quantized {
             latents_bchw: self.back(out_nc, b, h, w),
-            codes: self.tokens(codes_n.clone(), b),
-            terms: vec![LossTerm::new("codebook", loss)],
-            stats: Stats::one(plain_nc, codes_n),
+            codes: self.tokens(parts.iter().map(|part| part.codes_n.clone()).collect(), b),
+            terms: loss.map(|loss| LossTerm::new("codebook", loss)).into_iter().collect(),
+            stats: Stats { parts },
         }
     }
 

@@ -2,7 +2,8 @@
 
 use super::Sampling;
 
-/// Applies temperature, top-k and top-p, in this order, to one row of logits. Removed tokens become minus infinity.
+/// Applies temperature, top-k and top-p, in this order, to one row of logits. Removed tokens become minus infinity. Of settings for
+/// several depths the first counts; see [`Sampling::at`].
 /// Temperature 0 leaves only the first of the most likely tokens.
 pub fn filter(logits: &mut [f32], sampling: &Sampling) {
     if sampling.temperature == 0.0 {
@@ -15,11 +16,11 @@ pub fn filter(logits: &mut [f32], sampling: &Sampling) {
     if sampling.temperature != 1.0 {
         logits.iter_mut().for_each(|logit| *logit /= sampling.temperature);
     }
-    if let Some(k) = sampling.top_k {
-        keep_top_k(logits, k);
+    if let Some(k) = sampling.top_k.as_ref().and_then(|k| k.at(0)) {
+        keep_top_k(logits, *k);
     }
-    if let Some(p) = sampling.top_p.filter(|p| *p < 1.0) {
-        keep_top_p(logits, p);
+    if let Some(p) = sampling.top_p.as_ref().and_then(|p| p.at(0)).filter(|p| **p < 1.0) {
+        keep_top_p(logits, *p);
     }
 }
 
@@ -146,16 +147,16 @@ mod tests {
     #[test]
     fn top_k_keeps_ties() {
         let logits = [1.0f32, 5.0, 4.0, 4.0, 0.0];
-        assert_eq!(kept(&logits, &Sampling { top_k: Some(1), ..Default::default() }), [1]);
-        assert_eq!(kept(&logits, &Sampling { top_k: Some(2), ..Default::default() }), [1, 2, 3]);
-        assert_eq!(kept(&logits, &Sampling { top_k: Some(99), ..Default::default() }), [0, 1, 2, 3, 4]);
+        assert_eq!(kept(&logits, &Sampling { top_k: Some(1.into()), ..Default::default() }), [1]);
+        assert_eq!(kept(&logits, &Sampling { top_k: Some(2.into()), ..Default::default() }), [1, 2, 3]);
+        assert_eq!(kept(&logits, &Sampling { top_k: Some(99.into()), ..Default::default() }), [0, 1, 2, 3, 4]);
     }
 
     #[test]
     fn top_p_keeps_the_first_beyond_the_threshold() {
         // Probabilities 0.1, 0.4, 0.3, 0.2.
         let logits = [0.1f32, 0.4, 0.3, 0.2].map(f32::ln);
-        let keep = |p| kept(&logits, &Sampling { top_p: Some(p), ..Default::default() });
+        let keep = |p: f32| kept(&logits, &Sampling { top_p: Some(p.into()), ..Default::default() });
         assert_eq!(keep(0.3), [1]);
         assert_eq!(keep(0.5), [1, 2]);
         assert_eq!(keep(0.75), [1, 2, 3]);

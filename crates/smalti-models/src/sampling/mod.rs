@@ -13,7 +13,7 @@ pub use schedule::Schedule;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Result};
+use smalti_base::{Error, OneOrEach, Result};
 
 /// Settings of sampling, the same for every generator. What a generator does not have is `None`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,11 +23,12 @@ pub struct Sampling {
     /// diffusion step counts so many times.
     #[serde(serialize_with = "smalti_base::config::decimal")]
     pub temperature: f32,
-    /// Only the k most likely tokens are drawn (ties with the k-th are kept).
-    pub top_k: Option<usize>,
-    /// Only the most likely tokens that together reach this probability are drawn, 0 < p <= 1.
-    #[serde(serialize_with = "smalti_base::config::decimal_option")]
-    pub top_p: Option<f32>,
+    /// Only the k most likely tokens are drawn (ties with the k-th are kept). One number, or one for each depth of a stack.
+    pub top_k: Option<OneOrEach<usize>>,
+    /// Only the most likely tokens that together reach this probability are drawn, 0 < p <= 1. One number, or one for each depth of
+    /// a stack.
+    #[serde(serialize_with = "smalti_base::config::decimals_option")]
+    pub top_p: Option<OneOrEach<f32>>,
     /// Classifier-free guidance scale: `logits = uncond + guidance * (cond - uncond)`; 1 is off.
     #[serde(serialize_with = "smalti_base::config::decimal")]
     pub guidance: f32,
@@ -87,10 +88,10 @@ impl Sampling {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return refuse("temperature", format!("{} is not a number of at least 0", self.temperature));
         }
-        if self.top_k == Some(0) {
+        if self.top_k.iter().flat_map(OneOrEach::values).any(|k| *k == 0) {
             return refuse("top_k", "0 would leave no token; expected at least 1".into());
         }
-        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+        if let Some(p) = self.top_p.iter().flat_map(OneOrEach::values).find(|p| !(**p > 0.0 && **p <= 1.0)) {
             return refuse("top_p", format!("{p} is not in 0 < p <= 1"));
         }
         if !self.guidance.is_finite() {
@@ -105,6 +106,33 @@ impl Sampling {
                 refuse("first_step", format!("{} leaves none of {steps} steps", self.first_step))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The settings for the codes at one depth of a stack.
+    pub fn at(&self, depth: usize) -> Self {
+        Self {
+            top_k: self.top_k.as_ref().and_then(|k| k.at(depth)).copied().map(OneOrEach::One),
+            top_p: self.top_p.as_ref().and_then(|p| p.at(depth)).copied().map(OneOrEach::One),
+            ..self.clone()
+        }
+    }
+
+    /// Checks that lists have one value for each of so many depths; other tokens than stacks have one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the setting's name.
+    pub fn must_fit_depth(&self, depth: usize) -> Result<()> {
+        let counts = [
+            ("top_k", self.top_k.as_ref().and_then(OneOrEach::count)),
+            ("top_p", self.top_p.as_ref().and_then(OneOrEach::count)),
+        ];
+        match counts.into_iter().find_map(|(name, count)| Some((name, count.filter(|count| *count != depth)?))) {
+            Some((name, count)) => {
+                let problem = format!("{count} values, but each place of this generator's tokens has {depth} codes");
+                Err(Error::invalid_hint(format!("sampling: {name}"), problem, "give one number, or one for each code"))
+            }
+            None => Ok(()),
         }
     }
 

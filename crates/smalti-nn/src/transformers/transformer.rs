@@ -6,7 +6,7 @@ use crate::dense::{Dense, Pack, TokenNorm};
 use crate::init::Init;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, activation};
 
 /// The non-linearity of an [`Mlp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,12 +15,18 @@ pub enum Activation {
     Gelu,
     /// The approximation of GELU by a hyperbolic tangent.
     GeluTanh,
+    /// The approximation of GELU by a sigmoid, `x sigmoid(1.702 x)`.
+    GeluSigmoid,
 }
 
 impl Activation {
     /// Applies it to each element.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        smalti_kernels::gelu(x, self == Self::GeluTanh)
+        match self {
+            Self::Gelu => smalti_kernels::gelu(x, false),
+            Self::GeluTanh => smalti_kernels::gelu(x, true),
+            Self::GeluSigmoid => x.clone() * activation::sigmoid(x.mul_scalar(1.702)),
+        }
     }
 }
 

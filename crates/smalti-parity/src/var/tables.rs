@@ -55,8 +55,8 @@ pub(crate) fn sampling(case: &Case, compare: &mut Comparison) -> Result<()> {
                 return Err(Error::invalid(case.title(), format!("`{name}` does not say k and p")));
             };
             let sampling = Sampling {
-                top_k: (k > 0.0).then_some(k as usize),
-                top_p: (p > 0.0).then_some(p),
+                top_k: (k > 0.0).then_some((k as usize).into()),
+                top_p: (p > 0.0).then_some(p.into()),
                 ..Default::default()
             };
             let mut rows = case.floats("logits")?.to_vec();
@@ -95,6 +95,7 @@ fn schedule(case: &Case, name: &str, shape: &str, final_weight_decay: f64) -> Re
         steps: case.said_before(name, " its in all")? as u64,
         warmup: case.said(name, "warm-up ")? as u64,
         warmup_from: Some(case.said(name, "from ratio ")?),
+        open_end: false,
         final_fraction: case.said(name, "wpe=")?,
         fall,
         final_weight_decay,

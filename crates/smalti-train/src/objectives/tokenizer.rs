@@ -194,6 +194,7 @@ impl Objective for TokenizerObjective {
         let loss = &self.loss;
         let out =
             smalti_kernels::on_pool(&self.device, || loss.step(&model.model, model.critic.as_ref(), images, &pass));
+        loss.check_terms(&out)?;
         let mut gradients = out.gradients;
         if let (Some(critic), Some(mut found)) = (&model.critic, out.critic_gradients) {
             accumulate(critic, &mut gradients, &mut found, 1.0);

@@ -1,0 +1,45 @@
+//! A setting that is one value for all parts, or a list with one for each.
+
+use serde::{Deserialize, Serialize};
+
+/// One value, or a list with one for each part (each depth of a stack).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a number or a list of numbers")]
+pub enum OneOrEach<T> {
+    /// The same for all.
+    One(T),
+    /// One for each.
+    Each(Vec<T>),
+}
+
+impl<T> OneOrEach<T> {
+    /// The value of a part; none beyond the end of a list.
+    pub fn at(&self, part: usize) -> Option<&T> {
+        match self {
+            Self::One(value) => Some(value),
+            Self::Each(values) => values.get(part),
+        }
+    }
+
+    /// How many values a list has; none if one value is for all.
+    pub fn count(&self) -> Option<usize> {
+        match self {
+            Self::One(_) => None,
+            Self::Each(values) => Some(values.len()),
+        }
+    }
+
+    /// All values that are written.
+    pub fn values(&self) -> &[T] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Each(values) => values,
+        }
+    }
+}
+
+impl<T> From<T> for OneOrEach<T> {
+    fn from(value: T) -> Self {
+        Self::One(value)
+    }
+}
