@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use smalti::Settings;
+use smalti::assemble::AssembleArgs;
 use smalti::bench::BenchArgs;
 use smalti::edit::EditArgs;
 use smalti::evaluate::EvaluateArgs;
@@ -64,6 +65,7 @@ Examples:
   smalti generate \"a red heart\" -o heart.png
   smalti generate \"a red heart\" -o hearts.png --count 9 --guidance 4
   smalti generate --model runs/digits --class 7 --seed 5 -o sevens/ --count 100
+  smalti generate --model runs/digits --class 7 -o seven.png --count 32 --keep 1 --judge runs/classifier
   smalti generate \"a red heart\" -o heart.png --weights int8";
 
 const EDIT: &str = "\
@@ -106,6 +108,14 @@ Examples:
   smalti export runs/kl-tiny --layout official -o kl.safetensors
   smalti export assets/demo --part tokenizer -o vqgan.safetensors";
 
+const ASSEMBLE: &str = "\
+Examples:
+  smalti assemble runs/small -o models/large --next runs/upscaler
+  smalti assemble runs/digits -o models/digits --judge runs/classifier
+  smalti assemble runs/digits -o models/digits --judge runs/classifier --refer
+
+Afterwards: smalti generate --model models/digits --class 7 -o seven.png --count 32 --keep 1";
+
 const PARITY: &str = "\
 Examples:
   smalti parity golden/vqgan/vqmodel-tiny
@@ -121,7 +131,7 @@ Examples:
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Train a tokenizer or a generator from a recipe; run it again to continue
+    /// Train a tokenizer, a generator or an encoder from a recipe; run it again to continue
     #[command(after_help = TRAIN)]
     Train(TrainArgs),
     /// Turn a data set into token shards; run it again to continue
@@ -148,6 +158,9 @@ pub enum Verb {
     /// Write a part of a bundle with the names of the official code
     #[command(after_help = EXPORT)]
     Export(ExportArgs),
+    /// Put a model together with a next stage or a judge, as one bundle
+    #[command(after_help = ASSEMBLE)]
+    Assemble(AssembleArgs),
     /// Compare golden cases of official implementations, tensor by tensor, with what this program computes
     #[command(after_help = PARITY)]
     Parity(ParityArgs),

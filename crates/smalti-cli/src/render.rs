@@ -1,6 +1,7 @@
 //! Results as text for people.
 
 use crate::table::Table;
+use smalti::assemble::AssembleOutcome;
 use smalti::bench::BenchOutcome;
 use smalti::data::loader::Skipped;
 use smalti::edit::EditOutcome;
@@ -57,15 +58,24 @@ pub fn tokenize(outcome: &TokenizeOutcome) -> String {
     )
 }
 
-/// Where the pictures are.
+/// Where the pictures are, and what the judge says of them.
 pub fn generate(outcome: &GenerateOutcome) -> String {
     let (height, width) = outcome.size;
+    let score = |i: usize| match outcome.scores.get(i) {
+        Some(score) => format!(", score {score:.3}"),
+        None => String::new(),
+    };
     match (outcome.files.as_slice(), outcome.seeds.len()) {
-        ([file], 1) => format!("{} ({width}x{height}, seed {})\n", file.display(), outcome.seeds[0]),
-        ([file], n) => {
+        ([file], 1) => format!("{} ({width}x{height}, seed {}{})\n", file.display(), outcome.seeds[0], score(0)),
+        ([file], n) if outcome.scores.is_empty() => {
             format!("{} ({n} pictures of {width}x{height}, from seed {})\n", file.display(), outcome.seeds[0])
         }
-        (files, _) => files.iter().map(|file| format!("{}\n", file.display())).collect(),
+        ([file], n) => {
+            let line = |i: usize| format!("  seed {}{}\n", outcome.seeds[i], score(i));
+            let lines: String = (0..n).map(line).collect();
+            format!("{} ({n} pictures of {width}x{height})\n{lines}", file.display())
+        }
+        (files, _) => files.iter().enumerate().map(|(i, file)| format!("{}{}\n", file.display(), score(i))).collect(),
     }
 }
 
@@ -214,6 +224,16 @@ pub fn export(outcome: &ExportOutcome) -> String {
         names => format!("not in that layout: {}\n", names.join(", ")),
     };
     format!("{}: {} tensors in the layout of {}\n{dropped}", outcome.file.display(), outcome.tensors, outcome.system)
+}
+
+/// A line for each part.
+pub fn assemble(outcome: &AssembleOutcome) -> String {
+    let mut text = format!("bundle: {}\n", outcome.bundle.display());
+    for part in &outcome.parts {
+        let place = part.refers.as_ref().map_or("copied".into(), |file| format!("in {}", file.display()));
+        text += &format!("  {}: {place}\n", part.part);
+    }
+    text
 }
 
 /// A table of tensors for each case, then a line for each case.

@@ -7,7 +7,9 @@ use crate::terminal::{Terminal, stop_flag};
 use clap::CommandFactory;
 use serde::Serialize;
 use smalti::parity::Status;
-use smalti::{Progress, Result, bench, edit, evaluate, export, generate, import, parity, reconstruct, tokenize, train};
+use smalti::{
+    Progress, Result, assemble, bench, edit, evaluate, export, generate, import, parity, reconstruct, tokenize, train,
+};
 
 /// How a command that met no error ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<Ending> {
         Verb::Bench(args) => session.carry_out(bench::plan(&args, settings), bench::run, render::bench),
         Verb::Import(args) => session.carry_out(import::plan(&args, settings, &terminal), import::run, render::import),
         Verb::Export(args) => session.carry_out(export::plan(&args, settings), export::run, render::export),
+        Verb::Assemble(args) => session.carry_out(assemble::plan(&args, settings), assemble::run, render::assemble),
         Verb::Parity(args) => {
             let run = |plan: &parity::ParityPlan, progress: &dyn Progress| {
                 let outcome = parity::run(plan, progress)?;

@@ -87,6 +87,7 @@ fn recipes_of_published_models_have_their_sizes() {
         let parameters = match smalti::training::Recipe::read(&recipe_file, &[]).unwrap().task {
             Task::Tokenizer(task) => parameter_map(&task.model.init(&device).unwrap()),
             Task::Generator(task) => parameter_map(&task.model.init(&device).unwrap()),
+            Task::Encoder(task) => parameter_map(&task.model.init(&device).unwrap()),
         };
         // The authors count neither the state of moving averages nor the tokenizer's code vectors in RQ-Transformer.
         let counts = |name: &str| {

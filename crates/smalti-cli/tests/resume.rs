@@ -67,6 +67,47 @@ quantizer = {{ kind = "vq", codes = 8, channels = 4, codebook = {{ kind = "ema",
     path
 }
 
+/// An encoder whose trunk is frozen, with dropout, that starts from given weights.
+fn encoder_recipe(folder: &Path) -> PathBuf {
+    let data = folder.join("classes");
+    for (class, name) in ["cat", "dog"].iter().enumerate() {
+        fs::create_dir_all(data.join(name)).unwrap();
+        (0..6).for_each(|i| stage::picture(&data.join(name).join(format!("{i}.png")), 20, 18, i + 9 * class));
+    }
+    let path = folder.join("encoder.toml");
+    let text = format!(
+        r#"
+name = "resume-encoder"
+seed = 5
+frozen = ["network.features.([0-9]|1[0-7])\\."]
+start = {{ from = "{features}", allow = ["head"] }}
+batch = {{ size = 3, accumulate = 2 }}
+schedule = {{ steps = {STEPS}, warmup = 3 }}
+optimizer = {{ learning_rate = 1e-3, betas = [0.9, 0.99], weight_decay = 0.1, clip_norm = 0.5 }}
+ema = {{ decay = 0.9 }}
+logging = {{ every = 2 }}
+evaluation = {{ every = 10 }}
+checkpoint = {{ every = 4, keep = 3 }}
+
+[task]
+kind = "encoder"
+model = {{ kind = "mobilenet_v2", image_size = 16, classes = 2, dropout = 0.3 }}
+
+[task.train]
+path = "{data}"
+transforms = [{{ kind = "random_crop", size = 16 }}, {{ kind = "flip" }}, {{ kind = "to_signed" }}]
+
+[task.validation]
+path = "{data}"
+transforms = [{{ kind = "center_crop", size = 16 }}, {{ kind = "to_signed" }}]
+"#,
+        features = stage::root().join("assets/models/mobilenet_v2_imagenet_features_f16.safetensors").display(),
+        data = data.display()
+    );
+    fs::write(&path, text).unwrap();
+    path
+}
+
 fn start(recipe: &Path, out: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_smalti"))
         .args(["--device", "cpu", "--threads", "1", "train", stage::text(recipe), "--out", stage::text(out)])
@@ -104,10 +145,12 @@ fn newest(out: &Path) -> u64 {
 fn contents(out: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let last = format!("checkpoints/step-{STEPS:08}");
-    for folder in [&last, "bundle", "bundle/tokenizer", "samples"] {
-        for entry in fs::read_dir(out.join(folder)).unwrap() {
+    for folder in [&last, "", "bundle", "bundle/tokenizer", "bundle/encoder", "samples"] {
+        let folder = out.join(folder);
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
             let path = entry.unwrap().path();
-            if path.is_file() {
+            let varies = path.extension().is_some_and(|ending| ending != "json" && ending != "toml");
+            if path.is_file() && (folder != out || !varies) {
                 found.insert(path.strip_prefix(out).unwrap().display().to_string(), fs::read(&path).unwrap());
             }
         }
@@ -126,12 +169,23 @@ fn contents(out: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn killed_runs_end_with_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
-    let recipe = recipe(folder.path());
-    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
-    finish(start(&recipe, &whole));
+    must_end_alike(folder.path(), &recipe(folder.path()), "tokenizer");
+}
+
+#[test]
+fn killed_runs_of_encoders_end_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let contents = must_end_alike(folder.path(), &encoder_recipe(folder.path()), "encoder");
+    assert!(contents.contains_key("start.json"), "{:?}", contents.keys());
+}
+
+/// Runs the recipe at once and killed three times; returns what is the same.
+fn must_end_alike(folder: &Path, recipe: &Path, part: &str) -> BTreeMap<String, Vec<u8>> {
+    let (whole, killed) = (folder.join("whole"), folder.join("killed"));
+    finish(start(recipe, &whole));
     let mut last = 0;
     for pause in [0, 13, 31] {
-        let mut child = start(&recipe, &killed);
+        let mut child = start(recipe, &killed);
         if !wait_for_checkpoint(&mut child, &killed, last) {
             break;
         }
@@ -141,12 +195,14 @@ fn killed_runs_end_with_the_same_bytes() {
         last = newest(&killed);
     }
     assert!(last > 0 && last < STEPS, "killed in the middle, at {last}");
-    finish(start(&recipe, &killed));
+    finish(start(recipe, &killed));
     let (whole, killed) = (contents(&whole), contents(&killed));
     assert_eq!(whole.keys().collect::<Vec<_>>(), killed.keys().collect::<Vec<_>>());
     for (name, bytes) in &whole {
         assert!(bytes == &killed[name], "{name} differs");
     }
+    assert!(whole.contains_key(&format!("bundle/{part}/model.safetensors")));
+    whole
 }
 
 #[test]

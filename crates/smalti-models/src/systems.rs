@@ -1,6 +1,6 @@
 //! The table of what exists. Help texts and the documentation read it; it is made of the tables of the roles.
 
-use crate::{generators, quantizers, tokenizers};
+use crate::{encoders, generators, quantizers, tokenizers};
 use serde::Serialize;
 
 /// What a system is for.
@@ -13,6 +13,8 @@ pub enum Role {
     Quantizer,
     /// Condition to tokens.
     Generator,
+    /// Image to features.
+    Encoder,
 }
 
 impl Role {
@@ -22,6 +24,7 @@ impl Role {
             Self::Tokenizer => "tokenizer",
             Self::Quantizer => "quantizer",
             Self::Generator => "generator",
+            Self::Encoder => "encoder",
         }
     }
 }
@@ -31,7 +34,7 @@ impl Role {
 pub struct Facts {
     /// The arXiv number of its paper.
     pub arxiv: &'static str,
-    /// The layouts of its tokens.
+    /// The layouts of its tokens, or what it makes instead.
     pub tokens: &'static str,
     /// What it is, in a line.
     pub about: &'static str,
@@ -46,7 +49,7 @@ pub struct System {
     pub kind: &'static str,
     /// The arXiv number of its paper.
     pub arxiv: &'static str,
-    /// The layouts of its tokens.
+    /// The layouts of its tokens, or what it makes instead.
     pub tokens: &'static str,
     /// What it is, in a line.
     pub about: &'static str,
@@ -60,5 +63,5 @@ impl System {
 
 /// All systems, in the order of the roles.
 pub fn all() -> Vec<System> {
-    [tokenizers::SYSTEMS, quantizers::SYSTEMS, generators::SYSTEMS].concat()
+    [tokenizers::SYSTEMS, quantizers::SYSTEMS, generators::SYSTEMS, encoders::SYSTEMS].concat()
 }

@@ -17,5 +17,5 @@ pub use discriminators::{
     PatchGan, PatchGanConfig, PatchStage, ScaledConv, ScaledDense, StyleBlock, StyleGan, StyleGanConfig,
 };
 pub use layers::{BatchStatistics, Conv, Downsample, Interpolation, Norm, Resize, Upsample, dense, init, positions};
-pub use perceptual::{Depthwise, InvertedResidual, MobileNetV2, Vgg16, vgg16};
+pub use perceptual::{MobileNetV2, Vgg16, mobilenet_v2, vgg16};
 pub use transformers::{attention, cache, transformer, vit};

@@ -18,6 +18,7 @@ mod lpips;
 mod mar;
 mod maskgit;
 mod metrics;
+mod mobilenet_v2;
 mod net2net;
 mod patch_losses;
 mod rq_vae;
@@ -95,6 +96,7 @@ const STAGES: &[Stage] = &[
     Stage { system: "mar", knows: mar::knows_causal, run: mar::causal },
     Stage { system: "maskgit", knows: maskgit::knows_schedules, run: maskgit::schedules },
     Stage { system: "maskgit", knows: maskgit::knows_transformer, run: maskgit::transformer },
+    Stage { system: "mobilenet_v2", knows: mobilenet_v2::knows, run: mobilenet_v2::features },
     Stage { system: "quantizers", knows: codebooks::knows_usage, run: codebooks::usage },
     Stage { system: "quantizers", knows: codebooks::knows_ties, run: codebooks::ties },
     Stage { system: "quantizers", knows: codebooks::knows_factorized, run: codebooks::factorized },

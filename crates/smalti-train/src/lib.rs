@@ -10,6 +10,7 @@ pub mod pixels;
 pub mod recipe;
 pub mod run_folder;
 pub mod schedule;
+pub mod start;
 pub mod tensorboard;
 pub mod trainer;
 
@@ -21,7 +22,7 @@ pub use trainer::Outcome;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Int, Tensor};
-use objectives::{generator::GeneratorObjective, tokenizer::TokenizerObjective};
+use objectives::{encoder::EncoderObjective, generator::GeneratorObjective, tokenizer::TokenizerObjective};
 use smalti_base::{Progress, Result};
 use std::path::Path;
 
@@ -32,12 +33,14 @@ use std::path::Path;
 /// that are not finite.
 pub fn run(recipe: &Recipe, out: &Path, device: &Device, progress: &dyn Progress) -> Result<Outcome> {
     let trained_on = device.clone().autodiff();
+    check(recipe, out)?;
     match &recipe.task {
         Task::Tokenizer(task) => {
             let objective = TokenizerObjective::open(recipe, task, device)?;
             let folder = RunFolder::open(out, &recipe.table()?)?;
             device.seed(recipe.seed);
-            let model = initialised(objective.init(&trained_on)?);
+            let mut model = initialised(objective.init(&trained_on)?);
+            model.model = start::prepare(model.model, recipe, &folder, progress)?;
             trainer::train(&objective, model, recipe, &folder, device, progress)
         }
         Task::Generator(task) => {
@@ -45,8 +48,30 @@ pub fn run(recipe: &Recipe, out: &Path, device: &Device, progress: &dyn Progress
             let folder = RunFolder::open(out, &recipe.table()?)?;
             device.seed(recipe.seed);
             let model = initialised(objective.init(&trained_on)?);
+            let model = start::prepare(model, recipe, &folder, progress)?;
             trainer::train(&objective, model, recipe, &folder, device, progress)
         }
+        Task::Encoder(task) => {
+            let objective = EncoderObjective::open(recipe, task, device)?;
+            let folder = RunFolder::open(out, &recipe.table()?)?;
+            device.seed(recipe.seed);
+            let mut model = initialised(objective.init(&trained_on)?);
+            model.model = start::prepare(model.model, recipe, &folder, progress)?;
+            trainer::train(&objective, model, recipe, &folder, device, progress)
+        }
+    }
+}
+
+/// Checks what can be checked before data is read: that the weights to start from fit, and that what is frozen exists.
+///
+/// # Errors
+/// As [`start::check`].
+pub fn check(recipe: &Recipe, out: &Path) -> Result<()> {
+    let checkpoints = out.join("checkpoints");
+    let resumed = checkpoints.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    match recipe.start.is_some() || !recipe.frozen.is_empty() {
+        true => start::check(recipe, resumed),
+        false => Ok(()),
     }
 }
 

@@ -3,11 +3,13 @@
 use crate::ema::EmaConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
+use crate::start::StartConfig;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smalti_base::{Error, Result, config};
 use smalti_data::datasets::DataConfig;
+use smalti_models::encoders::EncoderConfig;
 use smalti_models::generators::GeneratorConfig;
 use smalti_models::losses::tokenizer::TokenizerLossConfig;
 use smalti_models::sampling::Sampling;
@@ -23,6 +25,15 @@ pub struct Recipe {
     pub name: String,
     /// Seed of the initial weights, of the order of the data and of every draw in training.
     pub seed: u64,
+    /// Where the initial weights come from; absent means fresh ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartConfig>,
+    /// Regular expressions that parameter paths of the model begin with, such as `encoder`: those are not trained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<String>,
+    /// A finished model that the trained one imitates, beside its own loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherConfig>,
     /// What is trained, on what.
     pub task: Task,
     /// Images of a step.
@@ -54,6 +65,8 @@ pub enum Task {
     Tokenizer(TokenizerTask),
     /// A generator, on the tokens that `smalti tokenize` wrote.
     Generator(GeneratorTask),
+    /// An encoder, on images.
+    Encoder(EncoderTask),
 }
 
 /// A tokenizer, on images.
@@ -138,6 +151,18 @@ impl<'de> Deserialize<'de> for ExampleSource {
     }
 }
 
+/// An encoder, on images: on their classes if it has a head, on a teacher's features if there is one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderTask {
+    /// The network.
+    pub model: EncoderConfig,
+    /// Images to learn from.
+    pub train: DataConfig,
+    /// Images to measure on.
+    pub validation: DataConfig,
+}
+
 /// Tokens of images, such as depth maps, that belong to the images to learn from: those with the same keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -177,6 +202,31 @@ pub enum TextConfig {
         /// Largest number of ids.
         vocabulary: usize,
     },
+}
+
+/// A finished model that is imitated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherConfig {
+    /// Its bundle or run folder.
+    pub bundle: PathBuf,
+    /// What of it is imitated.
+    #[serde(default)]
+    pub target: TeacherTarget,
+    /// How much the mean squared error counts beside the model's own loss.
+    #[serde(default = "full")]
+    pub weight: f64,
+}
+
+/// What of a teacher is imitated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TeacherTarget {
+    /// An encoder's features of the same images.
+    #[default]
+    Features,
+    /// A tokenizer's codes of the same images.
+    Codes,
 }
 
 /// Images of a step.
@@ -242,6 +292,10 @@ fn one() -> usize {
     1
 }
 
+fn full() -> f64 {
+    1.0
+}
+
 fn three() -> usize {
     3
 }
@@ -284,7 +338,34 @@ impl Recipe {
         if let Task::Generator(task) = &self.task {
             task.check(place)?;
         }
+        self.check_teacher(place)?;
         self.check_optimizer(place)
+    }
+
+    /// Only encoders learn from teachers, and an encoder without a head from nothing else.
+    fn check_teacher(&self, place: &str) -> Result<()> {
+        match (&self.task, &self.teacher) {
+            (_, Some(TeacherConfig { target: TeacherTarget::Codes, .. })) => Err(Error::unsupported(
+                format!("{place}: teacher.target = \"codes\""),
+                "only an encoder's features are imitated: use target = \"features\" in a task of kind `encoder`",
+            )),
+            (Task::Encoder(_), Some(teacher)) if !(teacher.weight > 0.0 && teacher.weight.is_finite()) => {
+                Err(Error::invalid(
+                    format!("{place}: teacher.weight"),
+                    format!("is {}, expected a number above 0", teacher.weight),
+                ))
+            }
+            (Task::Encoder(task), None) if task.model.tells().is_none() => Err(Error::invalid_hint(
+                format!("{place}: task.model"),
+                "has no head and there is no teacher, so there is nothing to learn",
+                "set task.model.classes, or give a teacher",
+            )),
+            (Task::Encoder(_), _) | (_, None) => Ok(()),
+            (Task::Tokenizer(_) | Task::Generator(_), Some(_)) => Err(Error::unsupported(
+                format!("{place}: a teacher of this task"),
+                "only a task of kind `encoder` learns from a teacher's features; leave out `teacher`",
+            )),
+        }
     }
 
     fn check_optimizer(&self, place: &str) -> Result<()> {

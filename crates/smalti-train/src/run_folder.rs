@@ -1,5 +1,6 @@
 //! The folder of a training run: its recipe, logs, checkpoints, samples and finally a bundle.
 
+use crate::start::StartFacts;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, config, files};
 use std::fs;
@@ -118,6 +119,23 @@ impl RunFolder {
     pub fn write_skipped(&self, skipped: &[(String, String)]) -> Result<()> {
         let lines: String = skipped.iter().map(|(key, error)| format!("{key}\t{error}\n")).collect();
         files::write_bytes(&self.root.join("skipped.tsv"), lines.as_bytes())
+    }
+
+    /// Keeps what the run began with: later the file that it came from may be another one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_start(&self, facts: &StartFacts) -> Result<()> {
+        config::write_json(&self.root.join("start.json"), facts)
+    }
+
+    /// What [`Self::write_start`] kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Invalid`].
+    pub fn start(&self) -> Result<Option<StartFacts>> {
+        let path = self.root.join("start.json");
+        path.is_file().then(|| config::read_json(&path)).transpose()
     }
 
     /// Opens `metrics.jsonl` to append, without the lines after `step`: those steps are done again.

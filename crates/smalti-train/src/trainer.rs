@@ -343,12 +343,15 @@ impl<'a, O: Objective> Trainer<'a, O> {
         self.save()?;
         let bundle = self.folder.bundle();
         if finished {
-            let facts = json!({
+            let mut facts = json!({
                 "recipe": self.recipe.name,
                 "steps": step,
                 "seed": self.recipe.seed,
                 "validation": self.evaluation,
             });
+            if let Some(start) = self.folder.start()? {
+                facts["start"] = json!(start);
+            }
             let model = self.model_in_use();
             files::write_folder(&bundle, |inside| self.objective.export(&model, inside, &facts))?;
         }

@@ -6,6 +6,7 @@ use smalti_base::{Error, Layout, Progress, Result};
 use smalti_models::checkpoint::import::rules_of;
 use smalti_models::checkpoint::tensors::Precision;
 use smalti_models::checkpoint::{BundlePaths, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
+use smalti_models::encoders::EncoderConfig;
 use smalti_models::generators::GeneratorConfig;
 use smalti_models::tokenizers::TokenizerConfig;
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ pub struct ExportArgs {
     #[arg(long, value_enum, default_value_t = OutputLayout::Official)]
     pub layout: OutputLayout,
     /// Which part, of a bundle that has several
-    #[arg(long, value_name = "tokenizer|generator|condition", value_parser = part)]
+    #[arg(long, value_name = "tokenizer|generator|condition|encoder|judge", value_parser = part)]
     pub part: Option<Part>,
     /// The file to write, which ends in .safetensors
     #[arg(short, long, value_name = "FILE")]
@@ -39,7 +40,7 @@ pub struct ExportArgs {
 
 fn part(name: &str) -> Result<Part, String> {
     let found = Part::ALL.into_iter().find(|part| part.name() == name);
-    found.ok_or_else(|| "expected tokenizer, generator or condition".into())
+    found.ok_or_else(|| "expected tokenizer, generator, condition, encoder or judge".into())
 }
 
 /// A resolved and checked `export`.
@@ -89,24 +90,29 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
     if args.out.extension().is_none_or(|ending| ending != "safetensors") {
         return Err(Error::file(&args.out, "must end in .safetensors, the only format that is written"));
     }
-    let (kind, layout) = match part {
+    let (kind, depth) = match part {
         Part::Tokenizer | Part::Condition => {
             let config: TokenizerConfig = read_config(&paths, part)?;
-            (config.official(), config.spec()?.layout)
+            (config.official(), depth(&config.spec()?.layout))
         }
         Part::Generator => {
             let config: GeneratorConfig = read_config(&paths, part)?;
-            (config.official(), config.tokens().layout.clone())
+            (config.official(), depth(&config.tokens().layout))
         }
+        Part::Encoder | Part::Judge => (read_config::<EncoderConfig>(&paths, part)?.official(), 1),
     };
     let system = kind.ok_or_else(|| {
         Error::unsupported(
             format!("an official layout for this {}", part.name()),
-            "vqgan, vit with codes by angle, kl, var, mar, rq_transformer and gpt with shared_table have one; the bundle's own file is also a plain safetensors file",
+            "vqgan, vit with codes by angle, kl, var, mar, rq_transformer, mobilenet_v2 and gpt with shared_table have one; the bundle's own file is also a plain safetensors file",
         )
     })?;
-    let depth = if let Layout::Stack { depth, .. } = layout { depth } else { 1 };
     Ok(ExportPlan { bundle: paths.root().to_path_buf(), part, system, depth, out: args.out.clone() })
+}
+
+/// Codes of each place.
+fn depth(layout: &Layout) -> usize {
+    if let Layout::Stack { depth, .. } = layout { *depth } else { 1 }
 }
 
 /// Writes the file, one tensor in memory at a time.
@@ -114,7 +120,7 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
 /// # Errors
 /// What reading and writing return.
 pub fn run(plan: &ExportPlan, _: &dyn Progress) -> Result<ExportOutcome> {
-    let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).weights(plan.part))?;
+    let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).located(plan.part)?)?;
     let rules = Rules::export(plan.system, rules_of(plan.part).name())?.with_numbers([("depth", plan.depth)]);
     let official = rules.plan(&weights)?;
     copy_tensors(&plan.out, &official, Precision::F32, &BTreeMap::from([("format".into(), "pt".into())]))?;

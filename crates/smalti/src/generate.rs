@@ -1,13 +1,15 @@
 //! `generate`: text, a class or nothing to pictures.
 
-use crate::generating::{Generating, Typed, generate};
-use crate::model::Wish;
+use crate::generating::{Generating, Typed};
+use crate::judge::{self, JudgePlan};
+use crate::model::{ModelPlan, Wish};
 use crate::output::Output;
+use crate::stages::{Stages, StopAt};
 use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, device};
 use smalti_data::image::{Image, grid, save_png};
-use smalti_models::{ImageRequest, Request};
+use smalti_models::ImageRequest;
 use smalti_train::pixels;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +52,15 @@ pub struct GenerateArgs {
     /// Number of pictures to make at once; does not change them
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
+    /// Keep the N of --count pictures that the judge scores highest, the best first
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// Encoder that scores how well a picture shows its class [default: the model's own, with --keep]
+    #[arg(long, value_name = "BUNDLE")]
+    pub judge: Option<PathBuf>,
+    /// Where to stop, for models of several stages
+    #[arg(long, value_enum, default_value_t = StopAt::Last)]
+    pub stage: StopAt,
     /// How the generator's weights are kept.
     #[command(flatten)]
     pub weights: WeightsArgs,
@@ -73,6 +84,14 @@ pub struct GeneratePlan {
     pub grid: Option<(usize, usize)>,
     /// Where the pictures go.
     pub out: Output,
+    /// What scores the pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgePlan>,
+    /// How many of them are kept, if they are scored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<usize>,
+    /// Where a model of several stages stops.
+    pub stage: StopAt,
     /// What they show and what makes them.
     #[serde(flatten)]
     pub generating: Generating,
@@ -85,6 +104,9 @@ pub struct GenerateOutcome {
     pub files: Vec<PathBuf>,
     /// The seed of each picture.
     pub seeds: Vec<u64>,
+    /// What the judge says of each picture: the logarithm of its class's probability.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scores: Vec<f32>,
     /// Height and width of a picture in pixels.
     pub size: (usize, usize),
     /// The parameters that the first file carries.
@@ -109,13 +131,19 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
     let (model, negative) = (args.model.as_deref(), args.negative.as_deref());
     let typed = Typed { model, wish, negative, sampling: &args.sampling, weights: &args.weights };
     let generating = Generating::plan(typed, settings)?;
+    let last = later(&generating, args.stage).last().copied().unwrap_or(&generating.model);
     let (size, grid) = match &args.size {
-        None => (generating.model.tokens.image_size, None),
+        None => (last.tokens.image_size, None),
+        Some(_) if !later(&generating, args.stage).is_empty() => {
+            let what = "pictures of another size by a model of several stages";
+            return Err(Error::unsupported(what, "leave out --size, or add `--stage base`"));
+        }
         Some(size) => {
             let size = parse_size(size)?;
             (size, generating.model.grid_of(size)?)
         }
     };
+    let judge = judge_of(args, &generating)?;
     Ok(GeneratePlan {
         count: args.count,
         batch: args.batch.min(args.count),
@@ -123,8 +151,47 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         size,
         grid,
         out,
+        keep: judge.as_ref().map(|_| args.keep.unwrap_or(args.count)),
+        judge,
+        stage: args.stage,
         generating,
     })
+}
+
+/// The stages after the base that run.
+fn later(generating: &Generating, stage: StopAt) -> Vec<&ModelPlan> {
+    match stage {
+        StopAt::Base => Vec::new(),
+        StopAt::Last => generating.model.later(),
+    }
+}
+
+/// The judge that was given, or the model's own if pictures are to be chosen.
+fn judge_of(args: &GenerateArgs, generating: &Generating) -> Result<Option<JudgePlan>> {
+    let judge = match (&args.judge, args.keep, &generating.model.judge) {
+        (None, None, _) => return Ok(None),
+        (Some(path), ..) => JudgePlan::find(path)?,
+        (None, Some(_), Some(own)) => own.clone(),
+        (None, Some(_), None) => {
+            return Err(Error::invalid_hint(
+                "--keep",
+                "there is nothing to choose by: this model has no judge",
+                "give an encoder with a head with --judge",
+            ));
+        }
+    };
+    if let Some(keep) = args.keep.filter(|keep| !(1..=args.count).contains(keep)) {
+        return Err(Error::invalid("--keep", format!("{keep} is not in 1..={}, the number of pictures", args.count)));
+    }
+    judge.must_suit(&generating.model)?;
+    match generating.class {
+        Some(_) => Ok(Some(judge)),
+        None => Err(Error::invalid_hint(
+            "--judge",
+            "the judge scores how well a picture shows its class, and no class was given",
+            "give one with --class",
+        )),
+    }
 }
 
 /// `HxW`, or one number for a square.
@@ -136,6 +203,14 @@ fn parse_size(text: &str) -> Result<(usize, usize)> {
     }
 }
 
+/// A picture that was made.
+struct Made {
+    image: Image,
+    seed: u64,
+    /// What the judge says of it, if there is one.
+    score: Option<f32>,
+}
+
 /// Makes the pictures.
 ///
 /// # Errors
@@ -145,58 +220,101 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
     let generating = &plan.generating;
     let device = device::open(&generating.device)?;
     let picture = generating.picture(plan.grid, &device, progress)?;
-    let decoder = generating.model.open_decoder(&device)?;
-    let mut generator = Some(generating.open_generator(&device)?);
+    let later = later(generating, plan.stage);
+    let decoder = later.last().copied().unwrap_or(&generating.model).open_decoder(&device)?;
+    let judge = plan.judge.as_ref().map(|judge| judge.open(&device)).transpose()?;
+    let mut stages = Some(Stages::open(generating, &later, &device)?);
     let seeds: Vec<u64> = (0..plan.count as u64).map(|i| generating.seed.wrapping_add(i)).collect();
-    let (mut files, mut images) = (Vec::new(), Vec::new());
+    let (mut files, mut kept) = (Vec::new(), Vec::new());
     let batches = seeds.len().div_ceil(plan.batch);
     for (batch, seeds) in seeds.chunks(plan.batch).enumerate() {
-        let Some(model) = &generator else { break };
+        let Some(running) = &stages else { break };
         let requests = seeds.iter().map(|seed| ImageRequest { seed: *seed, ..picture.clone() }).collect();
-        let request = Request { grid: plan.grid, ..Request::new(requests, generating.sampling.clone()) };
         let what = if batches > 1 { format!("generating {}/{batches}", batch + 1) } else { "generating".into() };
-        let codes = generate(&**model, &request, &what, progress)?;
-        // The last pictures are decoded in the memory that the generator had.
-        generator = generator.filter(|_| batch + 1 < batches);
+        let codes = running.codes(requests, plan.grid, &what, progress)?;
+        // The last pictures are decoded in the memory that the generators had.
+        stages = stages.filter(|_| batch + 1 < batches);
         let decoded = match plan.grid {
             None => decoder.decode(&codes)?,
             Some(grid) => decoder.decode_grid(&codes, grid)?,
         };
-        for (image, seed) in pixels::download(decoded, decoder.planes())?.iter().zip(seeds) {
-            let image = enlarged(image, plan.scale)?;
+        let scores =
+            judge.as_ref().map(|judge| judge::scores(judge, decoded.clone(), &picture.condition)).transpose()?;
+        for (i, (image, seed)) in pixels::download(decoded, decoder.planes())?.iter().zip(seeds).enumerate() {
+            let score = scores.as_ref().map(|scores| scores[i]);
+            let made = Made { image: enlarged(image, plan.scale)?, seed: *seed, score };
             match &plan.out {
-                Output::Folder(folder) => files.push(save(plan, &name(folder, *seed), &image, *seed, 1)?),
-                Output::File(_) => images.push(image),
+                Output::Folder(folder) if judge.is_none() => files.push(save(plan, &name(folder, *seed), &made)?),
+                _ => kept.push(made),
             }
         }
+        keep_best(&mut kept, plan.keep);
     }
-    if let Output::File(path) = &plan.out {
-        let columns = (plan.count as f64).sqrt().ceil() as usize;
-        let sheet = if images.len() == 1 { images.swap_remove(0) } else { grid(&images, columns, GAP * plan.scale)? };
-        files.push(save(plan, path, &sheet, generating.seed, plan.count)?);
+    finish(plan, kept, files, seeds)
+}
+
+/// Leaves only the best so many, the best first; of equals the first seed.
+fn keep_best(made: &mut Vec<Made>, keep: Option<usize>) {
+    if let Some(keep) = keep {
+        let score = |made: &Made| made.score.unwrap_or(f32::NEG_INFINITY);
+        made.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.seed.cmp(&b.seed)));
+        made.truncate(keep);
     }
+}
+
+/// Writes the pictures that are not written yet.
+fn finish(plan: &GeneratePlan, kept: Vec<Made>, files: Vec<PathBuf>, seeds: Vec<u64>) -> Result<GenerateOutcome> {
+    let mut files = files;
+    let seeds = if plan.judge.is_some() { kept.iter().map(|made| made.seed).collect() } else { seeds };
+    let scores: Vec<f32> = kept.iter().filter_map(|made| made.score).collect();
+    let parameters = match &plan.out {
+        Output::File(path) => {
+            let parameters = parameters(plan, &seeds, &scores);
+            let columns = (kept.len() as f64).sqrt().ceil() as usize;
+            let mut images: Vec<Image> = kept.into_iter().map(|made| made.image).collect();
+            let sheet =
+                if images.len() == 1 { images.swap_remove(0) } else { grid(&images, columns, GAP * plan.scale)? };
+            save_png(path, &sheet, Some(&parameters))?;
+            files.push(path.clone());
+            parameters
+        }
+        Output::Folder(folder) => {
+            for made in &kept {
+                files.push(save(plan, &name(folder, made.seed), made)?);
+            }
+            parameters(plan, &seeds[..seeds.len().min(1)], &scores[..scores.len().min(1)])
+        }
+    };
     let (height, width) = plan.size;
-    Ok(GenerateOutcome {
-        parameters: parameters(plan, generating.seed, if matches!(plan.out, Output::File(_)) { plan.count } else { 1 }),
-        size: (height * plan.scale, width * plan.scale),
-        files,
-        seeds,
-    })
+    let size = (height * plan.scale, width * plan.scale);
+    Ok(GenerateOutcome { files, seeds, scores, size, parameters })
 }
 
 fn name(folder: &Path, seed: u64) -> PathBuf {
     folder.join(format!("{seed:06}.png"))
 }
 
-fn save(plan: &GeneratePlan, path: &Path, image: &Image, seed: u64, count: usize) -> Result<PathBuf> {
-    save_png(path, image, Some(&parameters(plan, seed, count)))?;
+fn save(plan: &GeneratePlan, path: &Path, made: &Made) -> Result<PathBuf> {
+    let scores: Vec<f32> = made.score.into_iter().collect();
+    save_png(path, &made.image, Some(&parameters(plan, &[made.seed], &scores)))?;
     Ok(path.to_path_buf())
 }
 
-/// What a file of so many pictures, the first with this seed, was made with.
-fn parameters(plan: &GeneratePlan, seed: u64, count: usize) -> serde_json::Value {
-    let own = serde_json::json!({ "count": count, "size": [plan.size.0, plan.size.1] });
-    plan.generating.parameters("generate", seed, own)
+/// What a file of pictures with these seeds was made with.
+fn parameters(plan: &GeneratePlan, seeds: &[u64], scores: &[f32]) -> serde_json::Value {
+    let mut own = serde_json::json!({ "count": seeds.len(), "size": [plan.size.0, plan.size.1] });
+    if let Some(judge) = &plan.judge {
+        own["judge"] = serde_json::json!({ "kind": judge.kind, "sha256": judge.sha256, "of": plan.count });
+        own["seeds"] = serde_json::json!(seeds);
+        own["scores"] = serde_json::json!(scores);
+    }
+    if let Some(next) = &plan.generating.model.next {
+        own["stage"] = serde_json::json!(plan.stage);
+        if plan.stage == StopAt::Last {
+            own["next"] = next.provenance();
+        }
+    }
+    plan.generating.parameters("generate", seeds.first().copied().unwrap_or(plan.generating.seed), own)
 }
 
 /// Each pixel as a square of `scale` pixels.

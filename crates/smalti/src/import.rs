@@ -109,8 +109,10 @@ struct Attempt {
 /// What `hub::fetch` returns; weights that cannot be read; a system without rules; [`Error::Invalid`] that says what does not fit, and
 /// which variant would.
 pub fn plan(args: &ImportArgs, _: &Settings, progress: &dyn Progress) -> Result<ImportPlan> {
+    // A judge is an encoder that `assemble` puts beside a generator.
     let parts: Vec<Part> = Part::ALL
         .into_iter()
+        .filter(|part| *part != Part::Judge)
         .map(|part| Ok((part, Rules::has(&args.system, rules_of(part).name())?)))
         .filter_map(|found: Result<(Part, bool)>| match found {
             Ok((part, has)) => has.then_some(Ok(part)),
@@ -169,6 +171,7 @@ fn attempt(args: &ImportArgs, part: Part, variant: &Variant, source: &dyn Source
         let report = match &variant.config {
             PartConfig::Tokenizer(config) => compare(&rules, &config.init(&Device::flex())?, view.as_ref()),
             PartConfig::Generator(config) => compare(&rules, &config.init(&Device::flex())?, view.as_ref()),
+            PartConfig::Encoder(config) => compare(&rules, &config.init(&Device::flex())?, view.as_ref()),
         };
         if let Ok(report) = report {
             attempts.push(Attempt { part, variant: variant.clone(), key, report, place: view.place() });
@@ -254,6 +257,9 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
                 manifest.sampling = part.fits.sampling.clone();
                 write(plan, part, &bundle, config, &Imported::new(&rules, &model, view)?)?
             }
+            PartConfig::Encoder(config) => {
+                write(plan, part, &bundle, config, &Imported::new(&rules, &config.init(&Device::flex())?, view)?)?
+            }
         };
         manifest.parts.insert(part.part, imported.facts.clone());
         let facts = serde_json::json!({
@@ -266,7 +272,7 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
     }
     manifest.write(&plan.out)?;
     progress.end();
-    if !bundle.has(Part::Tokenizer) {
+    if !bundle.has(Part::Tokenizer) && !bundle.has(Part::Encoder) {
         progress.say("the bundle has no tokenizer yet: import one into the same folder");
     }
     Ok(ImportOutcome { bundle: plan.out.clone(), parts })
@@ -284,6 +290,7 @@ fn must_suit(bundle: &BundlePaths, part: Part, tokens: &TokenSpec) -> Result<()>
         Part::Generator => tokens.must_equal(NEW, &read_config::<TokenizerConfig>(bundle, other)?.spec()?, &place),
         Part::Tokenizer => tokens.must_equal(NEW, read_config::<GeneratorConfig>(bundle, other)?.tokens(), &place),
         Part::Condition => read_config::<GeneratorConfig>(bundle, other)?.conditions().must_fit(tokens, NEW),
+        Part::Encoder | Part::Judge => Ok(()),
     }
 }
 

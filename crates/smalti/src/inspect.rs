@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, TokenSpec, files};
 use smalti_data::loader::Skipped;
 use smalti_data::{Shards, image, shard};
-use smalti_models::checkpoint::{BundlePaths, Manifest, Source, WeightsFile};
+use smalti_models::checkpoint::{BundlePaths, Manifest, Part, Source, WeightsFile, read_config};
+use smalti_models::encoders::EncoderConfig;
 use smalti_train::Recipe;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,14 +47,37 @@ pub enum InspectOutcome {
 pub struct BundleFacts {
     /// Its folder.
     pub path: PathBuf,
-    /// The tokens that its parts share.
-    pub tokens: TokenSpec,
+    /// The tokens that its parts share; none of an encoder alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenSpec>,
+    /// What its encoder makes and tells, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<EncoderFacts>,
+    /// What scores its pictures, if it has a judge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<EncoderFacts>,
+    /// The next stage, which makes pictures of its tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<Box<BundleFacts>>,
     /// What its generator can be conditioned on, if it has one.
     pub condition: Option<smalti_models::generators::Conditions>,
     /// Whether the files have the checksums of the manifest; none if that was not asked for.
     pub verified: Option<bool>,
     /// Its manifest.
     pub manifest: Manifest,
+}
+
+/// An encoder.
+#[derive(Clone, Debug, Serialize)]
+pub struct EncoderFacts {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Height and width of the images that it looks at.
+    pub image_size: (usize, usize),
+    /// Numbers of the features of an image.
+    pub width: usize,
+    /// What it can tell of an image.
+    pub tells: smalti_models::generators::Conditions,
 }
 
 /// A training run.
@@ -166,17 +190,48 @@ pub fn run(args: &InspectArgs) -> Result<InspectOutcome> {
 }
 
 fn bundle(path: &Path, verify: bool) -> Result<BundleFacts> {
-    let model = ModelPlan::find(Some(path))?;
+    let paths = BundlePaths::find(path)?;
     if verify {
-        BundlePaths::at(&model.bundle).verify()?;
+        paths.verify()?;
     }
+    let encoder = encoder(&paths, Part::Encoder)?;
+    let verified = verify.then_some(true);
+    match paths.has(Part::Tokenizer) || encoder.is_none() {
+        true => Ok(BundleFacts { encoder, ..facts(ModelPlan::find(Some(path))?, verified)? }),
+        false => Ok(BundleFacts {
+            path: paths.root().to_path_buf(),
+            tokens: None,
+            encoder,
+            judge: None,
+            next: None,
+            condition: None,
+            verified,
+            manifest: paths.manifest()?,
+        }),
+    }
+}
+
+/// What a model and its next stages are.
+fn facts(model: ModelPlan, verified: Option<bool>) -> Result<BundleFacts> {
     Ok(BundleFacts {
         condition: model.has_generator().then(|| model.condition.clone()),
+        encoder: None,
+        judge: encoder(&BundlePaths::at(&model.bundle), Part::Judge)?,
+        next: model.next.map(|next| facts(*next, verified).map(Box::new)).transpose()?,
         path: model.bundle,
-        tokens: model.tokens,
-        verified: verify.then_some(true),
+        tokens: Some(model.tokens),
+        verified,
         manifest: model.manifest,
     })
+}
+
+fn encoder(paths: &BundlePaths, part: Part) -> Result<Option<EncoderFacts>> {
+    if !paths.has(part) {
+        return Ok(None);
+    }
+    let config: EncoderConfig = read_config(paths, part)?;
+    let (kind, image_size, width, tells) = (config.kind(), config.image_size(), config.width(), config.tells());
+    Ok(Some(EncoderFacts { kind, image_size, width, tells }))
 }
 
 fn run_folder(path: &Path, verify: bool) -> Result<RunFacts> {

@@ -3,6 +3,7 @@
 //! One file for each verb. A verb is told what was typed (`XArgs`); `plan` resolves and checks everything before a weight is read, and
 //! gives an `XPlan` that can be shown; `run` does it and gives an `XOutcome`.
 
+pub mod assemble;
 pub mod bench;
 pub mod edit;
 pub mod evaluate;
@@ -13,6 +14,7 @@ pub mod generating;
 pub mod hub;
 pub mod import;
 pub mod inspect;
+pub mod judge;
 pub mod model;
 pub mod output;
 pub mod parity;
@@ -20,6 +22,7 @@ pub mod reconstruct;
 mod sampling;
 mod settings;
 pub mod source;
+pub mod stages;
 pub mod systems;
 pub mod tokenize;
 pub mod train;

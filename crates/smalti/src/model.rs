@@ -1,5 +1,7 @@
 //! A model on disk: found and checked first, opened later.
 
+use crate::judge::JudgePlan;
+use crate::stages::must_follow;
 use burn::tensor::Device;
 use serde::Serialize;
 use smalti_base::{Error, Layout, Planes, Result, TokenSpec, Tokens};
@@ -35,6 +37,12 @@ pub struct ModelPlan {
     pub generator_sha256: Option<String>,
     /// What its generator can be conditioned on.
     pub condition: Conditions,
+    /// What scores its pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgePlan>,
+    /// The next stage, which makes pictures of its tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<Box<ModelPlan>>,
     /// The bundle's manifest.
     #[serde(skip)]
     pub manifest: Manifest,
@@ -81,25 +89,37 @@ impl ModelPlan {
     /// [`Error::Mismatch`] with both specs if the parts do not fit, or what reading them returns.
     pub fn find(path: Option<&Path>) -> Result<Self> {
         let path = path.map_or_else(default_model, |path| Ok(path.to_path_buf()))?;
-        let paths = BundlePaths::find(&path)?;
+        Self::read(&BundlePaths::find(&path)?)
+    }
+
+    fn read(paths: &BundlePaths) -> Result<Self> {
         let manifest = paths.manifest()?;
-        let tokenizer: TokenizerConfig = read_config(&paths, Part::Tokenizer)?;
+        if !paths.has(Part::Tokenizer) && paths.has(Part::Encoder) {
+            return Err(Error::invalid_hint(
+                paths.root().display(),
+                "this bundle is an encoder: it has no tokenizer and makes no pictures",
+                "give it with --judge beside a model, or as `teacher` or `start` in a recipe",
+            ));
+        }
+        let tokenizer: TokenizerConfig = read_config(paths, Part::Tokenizer)?;
         let tokens = tokenizer.spec()?;
         let generator: Option<GeneratorConfig> =
-            paths.has(Part::Generator).then(|| read_config(&paths, Part::Generator)).transpose()?;
+            paths.has(Part::Generator).then(|| read_config(paths, Part::Generator)).transpose()?;
         if let Some(generator) = &generator {
             let names = [Part::Tokenizer, Part::Generator].map(|part| paths.config(part).display().to_string());
             tokens.must_equal(&names[0], generator.tokens(), &names[1])?;
         }
         let condition_tokenizer: Option<TokenizerConfig> =
-            paths.has(Part::Condition).then(|| read_config(&paths, Part::Condition)).transpose()?;
+            paths.has(Part::Condition).then(|| read_config(paths, Part::Condition)).transpose()?;
         if let (Some(generator), Some(tokenizer)) = (&generator, &condition_tokenizer) {
             generator
                 .conditions()
                 .must_fit(&tokenizer.spec()?, &paths.config(Part::Condition).display().to_string())?;
         }
         let sha256 = |part| manifest.parts.get(&part).map(|facts| facts.sha256.clone());
-        Ok(Self {
+        let plan = Self {
+            judge: JudgePlan::inside(paths)?,
+            next: paths.next().map(|next| Self::read(&next).map(Box::new)).transpose()?,
             bundle: paths.root().to_path_buf(),
             name: manifest.name.clone(),
             tokens,
@@ -110,7 +130,23 @@ impl ModelPlan {
             tokenizer,
             generator,
             condition_tokenizer,
-        })
+        };
+        if plan.next.is_none() && plan.manifest.next_sha256.is_some() {
+            let problem = "its bundle.json tells of a next stage, but the folder `next` holds no bundle";
+            return Err(Error::invalid_hint(plan.bundle.display(), problem, "copy the bundle again, whole"));
+        }
+        if let Some(judge) = &plan.judge {
+            judge.must_suit(&plan)?;
+        }
+        if let Some(next) = &plan.next {
+            must_follow(&plan, next)?;
+        }
+        Ok(plan)
+    }
+
+    /// The stages after this one, in order.
+    pub fn later(&self) -> Vec<&Self> {
+        std::iter::successors(self.next.as_deref(), |plan| plan.next.as_deref()).collect()
     }
 
     /// Whether the bundle has a generator.

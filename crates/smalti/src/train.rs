@@ -46,6 +46,7 @@ pub fn plan(args: &TrainArgs, settings: &Settings) -> Result<TrainPlan> {
     let set: Vec<String> = args.set.iter().cloned().chain(seed).collect();
     let recipe = Recipe::read(&args.recipe, &set)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
+    smalti_train::check(&recipe, &out)?;
     Ok(TrainPlan { out, device: settings.device_name()?, table: recipe.table()?, recipe })
 }
 

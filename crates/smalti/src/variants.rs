@@ -2,6 +2,7 @@
 
 use smalti_base::{Error, Result, config};
 use smalti_models::checkpoint::Part;
+use smalti_models::encoders::EncoderConfig;
 use smalti_models::generators::GeneratorConfig;
 use smalti_models::sampling::Sampling;
 use smalti_models::tokenizers::TokenizerConfig;
@@ -16,6 +17,8 @@ macro_rules! recipes {
 
 /// Every recipe of the repository; a test compares the list with the folder.
 const RECIPES: &[(&str, &str)] = recipes![
+    "encoder/fashion-classifier",
+    "encoder/imagenet-mobilenet-v2",
     "gpt/emoji3d-64",
     "gpt/faces-coordinates-f16",
     "gpt/faces-f16",
@@ -84,6 +87,8 @@ pub enum PartConfig {
     Tokenizer(TokenizerConfig),
     /// Of a generator.
     Generator(GeneratorConfig),
+    /// Of an encoder.
+    Encoder(EncoderConfig),
 }
 
 /// A model that a recipe trains.
@@ -103,6 +108,7 @@ impl Variant {
         match self.config {
             PartConfig::Tokenizer(_) => Part::Tokenizer,
             PartConfig::Generator(_) => Part::Generator,
+            PartConfig::Encoder(_) => Part::Encoder,
         }
     }
 
@@ -110,6 +116,7 @@ impl Variant {
         let (config, sampling) = match recipe.task {
             Task::Tokenizer(task) => (PartConfig::Tokenizer(task.model), Sampling::default()),
             Task::Generator(task) => (PartConfig::Generator(task.model), task.sampling),
+            Task::Encoder(task) => (PartConfig::Encoder(task.model), Sampling::default()),
         };
         Self { name: name.to_string(), config, sampling }
     }

@@ -7,8 +7,11 @@
 //! generator/config.json  generator/model.safetensors
 //! condition/config.json  condition/model.safetensors     for generators that read an image
 //! text/tokenizer.json                             for generators that read captions
+//! encoder/config.json    encoder/model.safetensors       a network that makes features of images
+//! judge/config.json      judge/model.safetensors         an encoder that tells how well a picture shows its condition
+//! next/bundle.json ...                            a bundle whose generator reads this one's tokens
 //! ```
-//! A part may be absent: a tokenizer alone is a bundle.
+//! A part may be absent: a tokenizer alone is a bundle, and so is an encoder. A part may refer to weights elsewhere by file and checksum.
 
 use super::packed::load_packed;
 use super::tensors::{Source, copy_tensors};
@@ -35,11 +38,15 @@ pub enum Part {
     Generator,
     /// Image to the codes that a generator is conditioned on: a tokenizer, of depth maps for example.
     Condition,
+    /// Image to features.
+    Encoder,
+    /// What tells how well a picture of the generator shows its condition: an encoder with a head.
+    Judge,
 }
 
 impl Part {
     /// All parts.
-    pub const ALL: [Self; 3] = [Self::Tokenizer, Self::Generator, Self::Condition];
+    pub const ALL: [Self; 5] = [Self::Tokenizer, Self::Generator, Self::Condition, Self::Encoder, Self::Judge];
 
     /// The name of the part's folder.
     pub fn name(self) -> &'static str {
@@ -47,6 +54,8 @@ impl Part {
             Self::Tokenizer => "tokenizer",
             Self::Generator => "generator",
             Self::Condition => "condition",
+            Self::Encoder => "encoder",
+            Self::Judge => "judge",
         }
     }
 }
@@ -59,6 +68,19 @@ pub struct PartFacts {
     pub sha256: String,
     /// Number of parameters and buffers.
     pub parameters: usize,
+    /// Where the weights are, if the bundle does not hold them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refers: Option<Reference>,
+}
+
+/// Weights outside of a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// The file, a `model.safetensors` of another bundle; a relative path begins at the bundle's folder.
+    pub file: PathBuf,
+    /// SHA-256 that the file must have.
+    pub sha256: String,
 }
 
 /// The contents of `bundle.json`.
@@ -76,6 +98,9 @@ pub struct Manifest {
     /// SHA-256 of `text/tokenizer.json`, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_sha256: Option<String>,
+    /// SHA-256 of `next/bundle.json`, if there is a next stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_sha256: Option<String>,
     /// Sampling settings that suit the model.
     #[serde(default)]
     pub sampling: Sampling,
@@ -96,6 +121,7 @@ impl Manifest {
             created_by: concat!("smalti ", env!("CARGO_PKG_VERSION")).into(),
             parts: BTreeMap::new(),
             text_sha256: None,
+            next_sha256: None,
             sampling: Sampling::default(),
             classes: Vec::new(),
             training: serde_json::Map::new(),
@@ -121,6 +147,13 @@ impl Manifest {
         );
         for (part, facts) in &self.parts {
             card += &format!("| {} | {} | `{}` |\n", part.name(), facts.parameters, facts.sha256);
+        }
+        let outside = self.parts.iter().filter_map(|(part, facts)| Some((part, facts.refers.as_ref()?)));
+        for (part, Reference { file, .. }) in outside {
+            card += &format!("\nThe weights of the {} are not here but in `{}`.\n", part.name(), file.display());
+        }
+        if self.next_sha256.is_some() {
+            card += "\nThe folder `next` holds a second stage, which reads the tokens of this one.\n";
         }
         if !self.training.is_empty() {
             card += "\n## Training\n\n| fact | value |\n|---|---|\n";
@@ -186,9 +219,40 @@ impl BundlePaths {
         self.root.join(part.name()).join("config.json")
     }
 
-    /// A part's `model.safetensors`.
+    /// A part's `model.safetensors` inside the bundle; [`Self::located`] says where the weights are.
     pub fn weights(&self, part: Part) -> PathBuf {
         self.root.join(part.name()).join("model.safetensors")
+    }
+
+    /// The file of a part's weights: inside the bundle, or the one that it refers to, whose checksum was compared.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Mismatch`] if the file that is referred to is missing or another one.
+    pub fn located(&self, part: Part) -> Result<PathBuf> {
+        let own = self.weights(part);
+        if own.is_file() || !self.root.join("bundle.json").is_file() {
+            return Ok(own);
+        }
+        let Some(Reference { file, sha256 }) = self.manifest()?.parts.remove(&part).and_then(|facts| facts.refers)
+        else {
+            return Ok(own);
+        };
+        let file = self.root.join(file);
+        if !file.is_file() {
+            let problem = format!("the weights of its {} are in {}, which is not there", part.name(), file.display());
+            let hint =
+                format!("put back the file with the SHA-256 {sha256}, or assemble the bundle again without --refer");
+            return Err(Error::invalid_hint(self.root.display(), problem, hint));
+        }
+        let hint =
+            "the file was replaced since the bundle was made: put the old one back, or assemble the bundle again";
+        must_have_sum(&file, &sha256, hint).map(|()| file)
+    }
+
+    /// The bundle of the next stage, if there is one.
+    pub fn next(&self) -> Option<Self> {
+        let root = self.root.join(NEXT);
+        root.join("bundle.json").is_file().then_some(Self { root })
     }
 
     /// `text/tokenizer.json`.
@@ -217,27 +281,43 @@ impl BundlePaths {
         config::read_json(&path)
     }
 
-    /// Compares the checksums of all files with the manifest's. Reads every byte.
+    /// Compares the checksums of all files with the manifest's, those of the next stage and those that are referred to included. Reads
+    /// every byte.
     ///
     /// # Errors
     /// [`Error::Mismatch`] with both checksums, or [`Error::Io`].
     pub fn verify(&self) -> Result<()> {
+        const HINT: &str = "the file was changed or damaged; copy the bundle again";
         let manifest = self.manifest()?;
-        let parts = manifest.parts.iter().map(|(part, facts)| (self.weights(*part), &facts.sha256));
-        for (path, expected) in parts.chain(manifest.text_sha256.iter().map(|sha256| (self.text_tokenizer(), sha256))) {
-            let found = files::sha256_file(&path)?;
-            if found != *expected {
-                return Err(Error::Mismatch {
-                    what: format!("{} and the bundle's checksum", path.display()),
-                    left_name: "file".into(),
-                    left: found,
-                    right_name: "bundle.json".into(),
-                    right: expected.clone(),
-                    hint: Some("the file was changed or damaged; copy the bundle again".into()),
-                });
-            }
+        for (part, facts) in &manifest.parts {
+            must_have_sum(&self.located(*part)?, &facts.sha256, HINT)?;
         }
-        Ok(())
+        let next = self.root.join(NEXT).join("bundle.json");
+        let files = [(self.text_tokenizer(), &manifest.text_sha256), (next, &manifest.next_sha256)];
+        for (path, sha256) in files {
+            sha256.iter().try_for_each(|sha256| must_have_sum(&path, sha256, HINT))?;
+        }
+        self.next().map_or(Ok(()), |next| next.verify())
+    }
+}
+
+/// The folder of the next stage.
+pub const NEXT: &str = "next";
+
+/// # Errors
+/// [`Error::Mismatch`] unless the file has this checksum, or [`Error::Io`].
+fn must_have_sum(path: &Path, expected: &str, hint: &str) -> Result<()> {
+    let found = files::sha256_file(path)?;
+    match found == expected {
+        true => Ok(()),
+        false => Err(Error::Mismatch {
+            what: format!("{} and the bundle's checksum", path.display()),
+            left_name: "file".into(),
+            left: found,
+            right_name: "bundle.json".into(),
+            right: expected.into(),
+            hint: Some(hint.into()),
+        }),
     }
 }
 
@@ -257,7 +337,7 @@ pub fn write_part<C: Serialize, M: Module>(
     let metadata = BTreeMap::from([("format".to_string(), "smalti".to_string())]);
     save_module(module, &bundle.weights(part), precision, &metadata)?;
     let parameters = parameter_map(module).values().map(|entry| entry.shape.iter().product::<usize>()).sum();
-    Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters })
+    Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters, refers: None })
 }
 
 /// Writes a part's configuration, and weights that come from a source, one tensor in memory at a time.
@@ -281,7 +361,7 @@ pub fn copy_part<C: Serialize>(
     }
     config::write_json(&bundle.config(part), config)?;
     let parameters = weights.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
-    Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters })
+    Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters, refers: None })
 }
 
 /// Copies a tokenizer's files as they are into another bundle, so that their checksum still names it; returns what is known of it.
@@ -290,9 +370,10 @@ pub fn copy_part<C: Serialize>(
 /// [`Error::Io`], or as [`BundlePaths::manifest`].
 pub fn copy_tokenizer(from: &BundlePaths, to: &BundlePaths, part: Part) -> Result<Option<PartFacts>> {
     files::create_folder(&to.root.join(part.name()))?;
-    files::write_bytes(&to.weights(part), &files::read(&from.weights(Part::Tokenizer))?)?;
+    files::write_bytes(&to.weights(part), &files::read(&from.located(Part::Tokenizer)?)?)?;
     files::write_bytes(&to.config(part), &files::read(&from.config(Part::Tokenizer))?)?;
-    Ok(from.manifest()?.parts.get(&Part::Tokenizer).cloned())
+    let facts = from.manifest()?.parts.remove(&Part::Tokenizer);
+    Ok(facts.map(|facts| PartFacts { refers: None, ..facts }))
 }
 
 /// Reads a part's configuration.
@@ -311,7 +392,7 @@ pub fn read_config<C: DeserializeOwned>(bundle: &BundlePaths, part: Part) -> Res
 /// # Errors
 /// As [`load_module`].
 pub fn read_weights<M: Module>(bundle: &BundlePaths, part: Part, module: M) -> Result<M> {
-    load_module(module, &bundle.weights(part))
+    load_module(module, &bundle.located(part)?)
 }
 
 /// The half of a bundle's tokenizer that makes images; the other half is not read.
@@ -321,7 +402,7 @@ pub fn read_weights<M: Module>(bundle: &BundlePaths, part: Part, module: M) -> R
 pub fn read_decoder(bundle: &BundlePaths, tokenizer: TokenizerModel) -> Result<TokenDecoder> {
     let paths = tokenizer.encoder_paths();
     let only_encodes = |path: &str| paths.iter().any(|part| path.starts_with(part));
-    load_without(tokenizer, &bundle.weights(Part::Tokenizer), &only_encodes).map(TokenDecoder::new)
+    load_without(tokenizer, &bundle.located(Part::Tokenizer)?, &only_encodes).map(TokenDecoder::new)
 }
 
 /// [`read_weights`] for inference on the CPU, with packed dense layers.
@@ -329,5 +410,5 @@ pub fn read_decoder(bundle: &BundlePaths, tokenizer: TokenizerModel) -> Result<T
 /// # Errors
 /// As [`load_packed`].
 pub fn read_packed<M: Pack>(bundle: &BundlePaths, part: Part, module: M, precision: WeightPrecision) -> Result<M> {
-    load_packed(module, &bundle.weights(part), precision)
+    load_packed(module, &bundle.located(part)?, precision)
 }

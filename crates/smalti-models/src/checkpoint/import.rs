@@ -29,7 +29,7 @@ pub fn views(source: &dyn Source, part: Part) -> Vec<(Option<String>, Box<dyn So
     let keys = WRAPPERS.iter().map(|key| key.to_string());
     let keys: Vec<String> = match part {
         Part::Condition => keys.map(|key| format!("{key}.{CONDITION}")).chain([CONDITION.to_string()]).collect(),
-        Part::Tokenizer | Part::Generator => keys.collect(),
+        _ => keys.collect(),
     };
     let below = |key: String| {
         let below = Below::new(source, &key)?;
@@ -42,10 +42,11 @@ pub fn views(source: &dyn Source, part: Part) -> Vec<(Option<String>, Box<dyn So
     views
 }
 
-/// The rules of a part: those that make codes of conditions are a tokenizer's.
+/// The rules of a part: those that make codes of conditions are a tokenizer's, a judge's are an encoder's.
 pub fn rules_of(part: Part) -> Part {
     match part {
         Part::Condition => Part::Tokenizer,
+        Part::Judge => Part::Encoder,
         part => part,
     }
 }

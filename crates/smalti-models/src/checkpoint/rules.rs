@@ -20,6 +20,7 @@ const FILES: &[(&str, &str)] = &[
     ("fsq", include_str!("../../../../checkpoints/fsq.toml")),
     ("mar", include_str!("../../../../checkpoints/mar.toml")),
     ("maskgit", include_str!("../../../../checkpoints/maskgit.toml")),
+    ("mobilenet_v2", include_str!("../../../../checkpoints/mobilenet_v2.toml")),
     ("rq-vae", include_str!("../../../../checkpoints/rq-vae.toml")),
     ("var", include_str!("../../../../checkpoints/var.toml")),
     ("vit-vqgan", include_str!("../../../../checkpoints/vit-vqgan.toml")),

@@ -298,7 +298,8 @@ impl ConditionConfig {
         Ok(ids)
     }
 
-    pub(super) fn describe(&self) -> &'static str {
+    /// What it is, for messages.
+    pub fn describe(&self) -> &'static str {
         match self {
             Self::None => "no condition",
             Self::Class { .. } => "a class",

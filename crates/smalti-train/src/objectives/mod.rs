@@ -1,6 +1,7 @@
 //! What can be trained: one file for each kind of task.
 
 mod captions;
+pub mod encoder;
 mod examples;
 pub mod generator;
 pub mod tokenizer;

@@ -4,6 +4,7 @@ use crate::gradients::accumulate;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
 use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
+use crate::start;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use smalti_base::{Layout, Progress, Result, Rng, TokenSpec, rng::Stream};
@@ -92,6 +93,8 @@ pub struct TokenizerObjective {
     micro_batch: usize,
     device: Device,
     loss: TokenizerLoss,
+    /// Codebooks that are frozen do not follow what is encoded either.
+    still: bool,
     train: Arc<dyn Dataset>,
     validation: Arc<dyn Dataset>,
     skipped: RefCell<Vec<Skipped>>,
@@ -103,7 +106,10 @@ impl TokenizerObjective {
     /// # Errors
     /// Data or weights that cannot be read.
     pub fn open(recipe: &Recipe, task: &TokenizerTask, device: &Device) -> Result<Self> {
+        let is_quantizer = |path: &str| path.starts_with("quantize.") || path.starts_with("quantizer.");
+        let still = !recipe.frozen.is_empty() && start::freezes(recipe, &task.model.init(device)?, is_quantizer)?;
         Ok(Self {
+            still,
             loss: task.loss.init(&task.model.spec()?, device)?.with_planes(task.model.planes()?)?,
             train: task.train.open(None)?.into(),
             validation: task.validation.open(None)?.into(),
@@ -208,7 +214,7 @@ impl Objective for TokenizerObjective {
         stats: Option<Stats>,
         step: u64,
     ) -> (TokenizerTraining, Vec<(&'static str, Tensor<1>)>) {
-        let Some(stats) = stats else { return (model, Vec::new()) };
+        let Some(stats) = stats.filter(|_| !self.still) else { return (model, Vec::new()) };
         let report = model.model.update(&stats, step, &mut self.update_stream(step));
         let revived = report.revived.map(|count| ("codes_revived", count.float().sum()));
         (model, revived.into_iter().collect())

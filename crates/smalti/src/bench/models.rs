@@ -5,6 +5,7 @@ use crate::model::ModelPlan;
 use burn::tensor::{Device, Distribution, Tensor};
 use serde::Serialize;
 use smalti_base::Result;
+use smalti_models::encoders::EncoderModel;
 use smalti_models::generators::GeneratorModel;
 use smalti_models::sampling::Sampling;
 use smalti_models::tokenizers::TokenizerModel;
@@ -37,7 +38,7 @@ enum Source {
 pub struct ModelRow {
     /// The model's name.
     pub model: String,
-    /// `encode`, `decode` or `generate`.
+    /// `encode`, `decode`, `generate` or `features`.
     pub what: &'static str,
     /// Images at the same time.
     pub batch: usize,
@@ -79,6 +80,12 @@ impl Subject {
         clock: &Clock,
         device: &Device,
     ) -> Result<Vec<ModelRow>> {
+        if let Source::Recipe(task) = &self.source
+            && let Task::Encoder(task) = &**task
+        {
+            let encoder = task.model.init(device)?;
+            return batches.iter().map(|batch| self.time_encoder(&encoder, *batch, clock, device)).collect();
+        }
         let (tokenizer, generator, sampling) = match &self.source {
             Source::Bundle(plan) => {
                 let generator = plan.has_generator().then(|| plan.open_generator(device, weights)).transpose()?;
@@ -93,6 +100,7 @@ impl Subject {
                     let generator = if packs { generator.pack(weights) } else { generator };
                     (None, Some(generator), task.sampling.clone())
                 }
+                Task::Encoder(_) => (None, None, Sampling::default()),
             },
         };
         let mut rows = Vec::new();
@@ -129,6 +137,14 @@ impl Subject {
         let encode = clock.median(&|| drop(tokenizer.encode(images.clone())))?;
         let decode = clock.median(&|| drop(tokenizer.decode(&codes)))?;
         Ok([self.row("encode", batch, encode, None), self.row("decode", batch, decode, None)])
+    }
+
+    fn time_encoder(&self, encoder: &EncoderModel, batch: usize, clock: &Clock, device: &Device) -> Result<ModelRow> {
+        let (height, width) = encoder.settings().image_size();
+        let images = Tensor::<4>::random([batch, 3, height, width], Distribution::Uniform(-1.0, 1.0), device);
+        encoder.features(images.clone())?;
+        let ms = clock.median(&|| drop(encoder.features(images.clone())))?;
+        Ok(self.row("features", batch, ms, None))
     }
 
     /// One batch after a step of another one, which warms up: a whole generation is long.
