@@ -1,4 +1,4 @@
-"""Training a VQGAN with its critic and LPIPS: losses and order of arXiv 2012.09841's public code.
+"""Training a VQGAN with its discriminator and LPIPS: losses and order of arXiv 2012.09841's public code.
 
 Two ways to the same gradients. `official`: the norms of the adaptive weight come from two extra backward passes through the
 loss networks. `once`: each loss goes back to the reconstruction once, and their weighted sum on through the autoencoder.
@@ -57,7 +57,7 @@ def unit(x):
     return x / ((x.square().sum(1, keepdim=True) + 1e-20).sqrt() + 1e-10)
 
 
-def critic(ndf, layers):
+def discriminator(ndf, layers):
     parts = [nn.Conv2d(3, ndf, 4, 2, 1), nn.LeakyReLU(0.2)]
     inputs = ndf
     for n in range(1, layers + 1):
@@ -87,7 +87,7 @@ def networks(row):
                 nn.init.kaiming_normal_(value)
             else:
                 value.normal_(0.0, 0.02)
-    return vqgan.fresh(row["model"]), critic(o["ndf"], o["layers"]), lpips
+    return vqgan.fresh(row["model"]), discriminator(o["ndf"], o["layers"]), lpips
 
 
 PREFIXES = ["", "loss.discriminator.", "loss.perceptual_loss."]
@@ -106,21 +106,21 @@ class Step:
 
     def __init__(self, row, folder, variant):
         o, tensors = row["options"], files.load(folder, "weights")
-        self.model, self.critic, self.lpips = networks(row)
-        for prefix, network in zip(PREFIXES, (self.model, self.critic, self.lpips)):
+        self.model, self.discriminator, self.lpips = networks(row)
+        for prefix, network in zip(PREFIXES, (self.model, self.discriminator, self.lpips)):
             names = network.state_dict()
             network.load_state_dict({name: tensors[prefix + name] for name in names})
         self.lpips.eval().requires_grad_(False)
         self.images = files.load(folder, "inputs")["images"]
         if "channels_last" in variant:
-            for network in (self.model, self.critic, self.lpips):
+            for network in (self.model, self.discriminator, self.lpips):
                 network.to(memory_format=torch.channels_last)
             self.images = self.images.to(memory_format=torch.channels_last)
         self.weight = o["adversarial_weight"]
         adam = lambda network: torch.optim.Adam(
             network.parameters(), lr=o["learning_rate"], betas=tuple(o["betas"]), eps=1e-8, fused=True
         )
-        self.optimizer, self.critic_optimizer = adam(self.model), adam(self.critic)
+        self.optimizer, self.discriminator_optimizer = adam(self.model), adam(self.discriminator)
         self.step = self.official if variant.startswith("official") else self.once
 
     def forward(self):
@@ -136,8 +136,8 @@ class Step:
     def likelihood(self, rec):
         return (self.images - rec).abs().mean() + self.lpips(self.images, rec)
 
-    def balance(self, of_likelihood, of_critic):
-        weight = of_likelihood.norm() / (of_critic.norm() + 1e-4)
+    def balance(self, of_likelihood, of_discriminator):
+        weight = of_likelihood.norm() / (of_discriminator.norm() + 1e-4)
         return weight.clamp(0.0, 1e4).detach() * self.weight
 
     def official(self):
@@ -145,7 +145,7 @@ class Step:
         features, codebook = self.forward()
         rec = last(features)
         nll = self.likelihood(rec)
-        generator = -self.critic.main(rec).mean()
+        generator = -self.discriminator.main(rec).mean()
         gradient = lambda loss: torch.autograd.grad(loss, last.weight, retain_graph=True)[0]
         weight = self.balance(gradient(nll), gradient(generator))
         total = nll + weight * generator + codebook
@@ -158,7 +158,7 @@ class Step:
         features, codebook = self.forward()
         rec = last(features)
         leaves = [rec.detach().requires_grad_() for _ in range(2)]
-        nll, generator = self.likelihood(leaves[0]), -self.critic.main(leaves[1]).mean()
+        nll, generator = self.likelihood(leaves[0]), -self.discriminator.main(leaves[1]).mean()
         upstream = [torch.autograd.grad(loss, leaf)[0] for loss, leaf in zip((nll, generator), leaves)]
         at_last = [torch.autograd.grad(rec, last.weight, up, retain_graph=True)[0] for up in upstream]
         weight = self.balance(*at_last)
@@ -169,22 +169,22 @@ class Step:
     def run(self):
         rec, total, weight = self.step()
         self.optimizer.step()
-        real, fake = self.critic.main(self.images), self.critic.main(rec)
+        real, fake = self.discriminator.main(self.images), self.discriminator.main(rec)
         loss = 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
-        self.critic_optimizer.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.critic_optimizer.step()
+        self.discriminator_optimizer.step()
         return total, weight, loss.detach()
 
     def check(self):
         watched = self.model.decoder.up[0].block[0].conv1.weight
         before = watched.detach().clone()
-        total, weight, critic_loss = self.run()
+        total, weight, discriminator_loss = self.run()
         one = lambda value: value.reshape(1)
         return {
             "loss": one(total),
             "adversarial_weight": one(weight),
-            "critic_loss": one(critic_loss),
+            "discriminator_loss": one(discriminator_loss),
             "gradient": watched.grad,
             "update": watched.detach() - before,
         }

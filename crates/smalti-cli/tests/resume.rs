@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 const STEPS: u64 = 40;
 
-/// A recipe with every part that has a state: random crops and flips, dropout, k-means, EMA codebook, revival, a critic,
+/// A recipe with every part that has a state: random crops and flips, dropout, k-means, EMA codebook, revival, a discriminator,
 /// accumulation, clipping, averaged weights.
 fn recipe(folder: &Path) -> PathBuf {
     let data = folder.join("images");

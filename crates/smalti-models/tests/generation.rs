@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod laws;
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec};
@@ -85,18 +87,17 @@ fn var(condition: ConditionConfig, shared_modulation: bool) -> GeneratorConfig {
 fn all() -> Vec<(GeneratorConfig, Condition)> {
     let class = ConditionConfig::Class { classes: 5 };
     let text = ConditionConfig::text(30, 6);
-    vec![
+    let mut all = vec![
         (gpt(ConditionConfig::None, false), Condition::none()),
         (gpt(class.clone(), false), Condition::class(3)),
         (shuffled(class.clone()), Condition::class(3)),
         (gpt(text.clone(), false), Condition::text(vec![4, 29, 0])),
-        (gpt(text.clone(), true), Condition::text(vec![4, 29, 0])),
-        (maskgit(ConditionConfig::None), Condition::none()),
-        (maskgit(class.clone()), Condition::class(3)),
+        (gpt(text, true), Condition::text(vec![4, 29, 0])),
         (var(ConditionConfig::None, true), Condition::none()),
         (var(class, false), Condition::class(3)),
-        (maskgit(text), Condition::text(vec![4, 29, 0])),
-    ]
+    ];
+    all.extend(laws::generators(true));
+    all
 }
 
 /// A model whose weights come from smalti's generator: large enough that logits differ clearly.

@@ -1,9 +1,10 @@
 //! What must hold for every quantizer, and the arithmetic of those that move their codebook.
 
+mod laws;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::Rng;
-use smalti_models::quantizers::fsq::FsqDialect;
 use smalti_models::quantizers::gumbel::{Logits, Temperature};
 use smalti_models::quantizers::multi_scale::Refinement;
 use smalti_models::quantizers::remap::{RemapConfig, Unknown};
@@ -27,8 +28,6 @@ fn arms() -> Vec<QuantizerConfig> {
         change(&mut config);
         QuantizerConfig::Vq(config)
     };
-    let fsq =
-        |levels: &[usize], dialect| QuantizerConfig::Fsq(FsqConfig { levels: levels.to_vec(), channels: 4, dialect });
     let mut arms = vec![
         with(&|_| ()),
         with(&|c| c.codebook = Learning::Gradient { legacy: true }),
@@ -44,10 +43,6 @@ fn arms() -> Vec<QuantizerConfig> {
         with(&|c| c.revive = Some(Revive { threshold: 0.1, unit: ReviveUnit::Mean, every: 1 })),
         QuantizerConfig::Gumbel(GumbelConfig::new(11, 4)),
         QuantizerConfig::Gumbel(GumbelConfig { logits: Logits::Distance, ..GumbelConfig::new(11, 4) }),
-        fsq(&[8, 5, 5, 4], FsqDialect::Official),
-        fsq(&[8, 5, 5, 4], FsqDialect::Vqp),
-        fsq(&[2, 3, 4, 8], FsqDialect::Symmetric),
-        fsq(&[8, 6, 5], FsqDialect::Official),
     ];
     for dialect in [EmaDialect::Counting, EmaDialect::Empty, EmaDialect::Compounding, EmaDialect::Sonnet] {
         arms.push(with(&|c| c.codebook = ema(dialect)));
@@ -70,6 +65,7 @@ fn arms() -> Vec<QuantizerConfig> {
         multi_scale(&|c| c.table.kmeans_init = Some(3)),
         multi_scale(&|c| c.table.revive = Some(Revive { threshold: 0.1, unit: ReviveUnit::Mean, every: 1 })),
     ]);
+    arms.extend(laws::quantizers());
     arms
 }
 

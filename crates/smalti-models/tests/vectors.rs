@@ -1,6 +1,8 @@
 //! Laws of tokens that are vectors: tokenizers that make them, generators that predict them.
 #![allow(clippy::unwrap_used)]
 
+mod laws;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Layout, Rng, TokenSpec, Tokens};
@@ -154,14 +156,10 @@ fn generator(kind: &str, condition: &str, more: &str) -> GeneratorConfig {
 /// Each generator with each condition, and a condition for it.
 fn all() -> Vec<(GeneratorConfig, Condition)> {
     let (none, class) = (r#"{ "kind": "none" }"#, r#"{ "kind": "class", "classes": 5 }"#);
-    let random = r#""order": "random","#;
-    vec![
-        (generator("mar", none, ""), Condition::none()),
-        (generator("mar", class, ""), Condition::class(3)),
-        (generator("causal_mar", none, ""), Condition::none()),
-        (generator("causal_mar", class, ""), Condition::class(3)),
-        (generator("causal_mar", class, random), Condition::class(3)),
-    ]
+    let mut all =
+        vec![(generator("mar", none, ""), Condition::none()), (generator("mar", class, ""), Condition::class(3))];
+    all.extend(laws::generators(false));
+    all
 }
 
 /// A model whose weights come from smalti's generator, large enough that conditions and tokens matter.

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use smalti_models::losses::{AdversarialConfig, AdversarialKind, CriticConfig, TokenizerLossConfig, TokenizerStep};
+use smalti_models::losses::{
+    AdversarialConfig, AdversarialKind, DiscriminatorConfig, TokenizerLossConfig, TokenizerStep,
+};
 use smalti_models::quantizers::Pass;
 use smalti_models::tokenizers::{TokenizerConfig, TokenizerModel};
 
@@ -33,8 +35,8 @@ fn the_adaptive_step_equals_the_weighted_sum() {
     let values = (0..2 * 3 * 32 * 32).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
     let images = Tensor::<4>::from_data(TensorData::new(values, [2, 3, 32, 32]), &Device::flex());
     let loss = |weight: f64, adaptive: bool| {
-        let (kind, critic) = (AdversarialKind::Hinge, CriticConfig::Patch);
-        let adversarial = AdversarialConfig { kind, weight, start_step: 0, adaptive, critic, ndf: 4, layers: 2 };
+        let (kind, discriminator) = (AdversarialKind::Hinge, DiscriminatorConfig::Patch);
+        let adversarial = AdversarialConfig { kind, weight, start_step: 0, adaptive, discriminator, ndf: 4, layers: 2 };
         let config = TokenizerLossConfig {
             l1: 1.0,
             l2: 0.0,
@@ -46,11 +48,11 @@ fn the_adaptive_step_equals_the_weighted_sum() {
         };
         config.init(model.spec(), &device).unwrap()
     };
-    let critic = loss(1.0, true).critic(&device).unwrap().unwrap();
-    let adaptive = loss(0.5, true).step(&model, Some(&critic), images.clone(), &Pass::at(0));
+    let discriminator = loss(1.0, true).discriminator(&device).unwrap().unwrap();
+    let adaptive = loss(0.5, true).step(&model, Some(&discriminator), images.clone(), &Pass::at(0));
     let weight = adaptive.terms.iter().find(|(name, _)| *name == "adversarial_weight").unwrap().1.clone();
     let weight = weight.into_scalar::<f32>();
-    let plain = loss(f64::from(weight), false).step(&model, Some(&critic), images, &Pass::at(0));
+    let plain = loss(f64::from(weight), false).step(&model, Some(&discriminator), images, &Pass::at(0));
     let TokenizerModel::Vit(vit) = &model else { panic!("a vit") };
     for (name, param) in [("to_patch", &vit.to_patch.weight), ("to_pixel", &vit.to_pixel.weight)] {
         let of = |step: &TokenizerStep| {

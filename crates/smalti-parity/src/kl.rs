@@ -10,7 +10,7 @@ use serde_json::Value;
 use smalti_base::{Error, Result};
 use smalti_models::checkpoint::Rules;
 use smalti_models::losses::tokenizer::LikelihoodConfig;
-use smalti_models::losses::{Critic, Perceptual, TokenizerLossConfig, TokenizerStep};
+use smalti_models::losses::{Discriminator, Perceptual, TokenizerLossConfig, TokenizerStep};
 use smalti_models::quantizers::Pass;
 use smalti_models::tokenizers::patches::unpatchify;
 use smalti_models::tokenizers::{Kl, KlConfig, Posterior, Tokenizer, TokenizerModel, TokenizerSettings};
@@ -205,7 +205,7 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let losses = Losses::read(case, "loss")?;
     let device = case.autodiff();
     let model = TokenizerModel::Kl(tokenizer(case, "weights.safetensors", &device)?);
-    let critic = losses.critic(case, &device)?;
+    let discriminator = losses.discriminator(case, &device)?;
     let image = case.tensor::<4>("image")?;
     let [images, c, h, w] = image.dims();
     let distances = case.tensor::<4>("lpips")?.reshape([images]);
@@ -217,7 +217,7 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let loss = settings.init(&config(case)?.spec()?, case.device())?;
     let loss = loss.with_perceptual((losses.perceptual_weight > 0.0).then(|| Perceptual::given(distances)));
     let pass = Pass { noise_bchw: Some(case.tensor("eps")?), ..Pass::at(losses.global_step) };
-    let judge = Critic::from(critic.clone());
+    let judge = Discriminator::from(discriminator.clone());
     let step = loss.step(&model, Some(&judge), image.clone(), &pass);
     compare.floats("ae_loss", term(&step, "loss")?)?;
     compare.floats("kl_loss", term(&step, "kl")?)?;
@@ -225,9 +225,9 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
         true => {
             compare.floats("g_loss", term(&step, "generator")?)?;
             compare.floats("d_weight", term(&step, "adversarial_weight")? / losses.disc_factor)?;
-            compare.floats("disc_loss", term(&step, "critic")? * losses.disc_factor)?;
+            compare.floats("disc_loss", term(&step, "discriminator")? * losses.disc_factor)?;
         }
-        // The critic is not asked before it counts.
+        // The discriminator is not asked before it counts.
         false => compare.values("disc_loss", &[0.0])?,
     }
     compare.floats("train_recon", step.reconstruction.clone())?;
@@ -242,10 +242,13 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     }
     let TokenizerModel::Kl(kl) = &model else { return Ok(()) };
     Official::new(case, "autoencoder-kl", "tokenizer")?.compare(case, compare, kl, &step.gradients)?;
-    match &step.critic_gradients {
-        Some(gradients) => Official::new(case, "vqgan", "discriminator")?
-            .scaled(losses.disc_factor)
-            .compare(case, compare, &critic, gradients),
+    match &step.discriminator_gradients {
+        Some(gradients) => Official::new(case, "vqgan", "discriminator")?.scaled(losses.disc_factor).compare(
+            case,
+            compare,
+            &discriminator,
+            gradients,
+        ),
         None => Ok(()),
     }
 }

@@ -1,11 +1,11 @@
-//! The losses of taming-transformers and latent-diffusion: reconstruction, perceptual and patch critic.
+//! The losses of taming-transformers and latent-diffusion: reconstruction, perceptual and patch discriminator.
 
 use super::case::Case;
 use burn::tensor::Device;
 use serde::Deserialize;
 use smalti_base::{Error, Result};
 use smalti_models::checkpoint::Rules;
-use smalti_models::losses::{AdversarialConfig, AdversarialKind, CriticConfig, TokenizerLossConfig};
+use smalti_models::losses::{AdversarialConfig, AdversarialKind, DiscriminatorConfig, TokenizerLossConfig};
 use smalti_nn::{PatchGan, PatchGanConfig};
 
 /// The official settings of a loss, and the step that the case was made at. Defaults are those of the official classes.
@@ -14,7 +14,7 @@ use smalti_nn::{PatchGan, PatchGanConfig};
 pub(crate) struct Losses {
     pub(crate) disc_start: u64,
     pub(crate) disc_weight: f64,
-    /// Of the generator's term and of the critic's loss.
+    /// Of the generator's term and of the discriminator's loss.
     pub(crate) disc_factor: f64,
     pub(crate) codebook_weight: f64,
     pub(crate) perceptual_weight: f64,
@@ -80,7 +80,7 @@ impl Losses {
                 weight: self.disc_weight * self.disc_factor,
                 start_step: self.disc_start,
                 adaptive: true,
-                critic: CriticConfig::default(),
+                discriminator: DiscriminatorConfig::default(),
                 ndf: self.disc_ndf,
                 layers: self.disc_num_layers,
             }),
@@ -89,11 +89,11 @@ impl Losses {
         })
     }
 
-    /// The case's critic.
+    /// The case's discriminator.
     ///
     /// # Errors
     /// As [`Rules::import`].
-    pub(crate) fn critic(&self, case: &Case, device: &Device) -> Result<PatchGan> {
+    pub(crate) fn discriminator(&self, case: &Case, device: &Device) -> Result<PatchGan> {
         let config =
             PatchGanConfig { in_channels: self.disc_in_channels, ndf: self.disc_ndf, layers: self.disc_num_layers };
         Ok(Rules::builtin("vqgan", "discriminator")?.import(config.init(device)?, &case.weights("")?)?.0)

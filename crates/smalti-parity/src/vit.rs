@@ -9,7 +9,9 @@ use smalti_base::{Error, Result};
 use smalti_models::Codes;
 use smalti_models::checkpoint::Rules;
 use smalti_models::losses::reconstruction::{l1, l2};
-use smalti_models::losses::{AdversarialConfig, AdversarialKind, Critic, CriticConfig, Perceptual, StyleCriticConfig};
+use smalti_models::losses::{
+    AdversarialConfig, AdversarialKind, Discriminator, DiscriminatorConfig, Perceptual, StyleDiscriminatorConfig,
+};
 use smalti_models::losses::{TokenizerLoss, TokenizerLossConfig, TokenizerStep};
 use smalti_models::quantizers::vq::Metric;
 use smalti_models::quantizers::{Pass, QuantizerConfig, VqConfig};
@@ -72,7 +74,7 @@ impl Default for Losses {
 }
 
 impl Losses {
-    /// Ours, with the critic's gradient penalty or without.
+    /// Ours, with the discriminator's gradient penalty or without.
     fn config(&self, case: &Case, penalty: bool) -> Result<TokenizerLossConfig> {
         let kind = match self.disc_loss.as_str() {
             "vanilla" => AdversarialKind::NonSaturating,
@@ -84,14 +86,14 @@ impl Losses {
             }
         };
         let r1 = if penalty { self.r1_gamma } else { 0.0 };
-        let critic = StyleCriticConfig { r1, r1_every: self.do_r1_every, ..discriminator(case)? };
+        let discriminator = StyleDiscriminatorConfig { r1, r1_every: self.do_r1_every, ..discriminator_config(case)? };
         let patch = smalti_nn::PatchGanConfig::default();
         let adversarial = AdversarialConfig {
             kind,
             weight: self.adversarial_weight,
             start_step: self.disc_start,
             adaptive: self.use_adaptive_adv,
-            critic: CriticConfig::Stylegan(critic),
+            discriminator: DiscriminatorConfig::Stylegan(discriminator),
             ndf: patch.ndf,
             layers: patch.layers,
         };
@@ -106,7 +108,7 @@ impl Losses {
         })
     }
 
-    /// The first step at which the critic learns and pays the penalty.
+    /// The first step at which the discriminator learns and pays the penalty.
     fn step(&self) -> u64 {
         self.disc_start.next_multiple_of(self.do_r1_every.max(1))
     }
@@ -114,7 +116,7 @@ impl Losses {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Discriminator {
+struct Sizes {
     size: usize,
     #[serde(default = "undivided")]
     channel_divisor: usize,
@@ -162,9 +164,9 @@ fn tokenizer(case: &Case, device: &Device) -> Result<Vit> {
     Ok(Rules::builtin("vit-vqgan", "tokenizer")?.import(config(case)?.init(device)?, &case.weights("")?)?.0)
 }
 
-fn discriminator(case: &Case) -> Result<StyleCriticConfig> {
-    let Discriminator { size, channel_divisor, channel_multiplier } = case.setting("style_discriminator")?;
-    let defaults = StyleCriticConfig::default();
+fn discriminator_config(case: &Case) -> Result<StyleDiscriminatorConfig> {
+    let Sizes { size, channel_divisor, channel_multiplier } = case.setting("style_discriminator")?;
+    let defaults = StyleDiscriminatorConfig::default();
     // Twice as many channels as in the paper; wider maps than 512 channels occur for larger factors alone.
     if !matches!(channel_multiplier, 1 | 2) || channel_divisor == 0 {
         return Err(Error::unsupported(
@@ -176,7 +178,7 @@ fn discriminator(case: &Case) -> Result<StyleCriticConfig> {
             "the multiplier is 1 or 2, the divisor at least 1",
         ));
     }
-    let style = StyleCriticConfig {
+    let style = StyleDiscriminatorConfig {
         capacity: defaults.capacity / 2 * channel_multiplier / channel_divisor,
         max_channels: defaults.max_channels / channel_divisor,
         ..defaults
@@ -184,9 +186,9 @@ fn discriminator(case: &Case) -> Result<StyleCriticConfig> {
     style.check((size, size)).map(|()| style)
 }
 
-fn critic(case: &Case, device: &Device) -> Result<StyleGan> {
+fn discriminator(case: &Case, device: &Device) -> Result<StyleGan> {
     let size = case.setting("style_discriminator.size")?;
-    let network = discriminator(case)?.network(size, 3).init(device)?;
+    let network = discriminator_config(case)?.network(size, 3).init(device)?;
     Ok(Rules::builtin("vit-vqgan", "discriminator")?.import(network, &case.weights("")?)?.0)
 }
 
@@ -229,17 +231,17 @@ pub(super) fn model(case: &Case, compare: &mut Comparison) -> Result<()> {
     if !case.has_settings(&["loss"]) {
         return Ok(());
     }
-    let critic = Critic::from(critic(case, case.device())?);
-    compare.floats("disc_logits_real", critic.forward(image))?;
-    compare.floats("disc_logits_fake", critic.forward(rec))?;
+    let discriminator = Discriminator::from(discriminator(case, case.device())?);
+    compare.floats("disc_logits_real", discriminator.forward(image))?;
+    compare.floats("disc_logits_fake", discriminator.forward(rec))?;
     training(case, compare)
 }
 
-/// Losses and gradients of a step with the critic's gradient penalty, and of one without.
+/// Losses and gradients of a step with the discriminator's gradient penalty, and of one without.
 fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let device = case.autodiff();
     let losses: Losses = case.setting("loss")?;
-    let (vit, style, image) = (tokenizer(case, &device)?, critic(case, &device)?, image(case)?);
+    let (vit, style, image) = (tokenizer(case, &device)?, discriminator(case, &device)?, image(case)?);
     let weights = case.weights("")?;
     let perceptual = Perceptual::lpips(&weights, &weights, case.device())?;
     let network = (losses.perceptual_weight > 0.0).then(|| perceptual.clone());
@@ -247,7 +249,7 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let make =
         |config: &TokenizerLossConfig| Ok(config.init(vit.spec(), case.device())?.with_perceptual(network.clone()));
     let loss: TokenizerLoss = make(&config)?;
-    let (model, judge) = (TokenizerModel::Vit(vit.clone()), Critic::from(style.clone()));
+    let (model, judge) = (TokenizerModel::Vit(vit.clone()), Discriminator::from(style.clone()));
     let at = losses.step();
     let step = loss.step(&model, Some(&judge), image.clone(), &Pass::at(at));
     compare.floats("perceptual", perceptual.distance(image.clone(), step.reconstruction.clone()).mean())?;
@@ -262,31 +264,31 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     Official::new(case, "vit-vqgan", "tokenizer")?.compare(case, compare, &vit, &step.gradients)?;
 
     let without = make(&losses.config(case, false)?)?.step(&model, Some(&judge), image, &Pass::at(at));
-    let mut with = term(&step, "critic")?;
+    let mut with = term(&step, "discriminator")?;
     if let Some(weight) = config.adversarial.as_ref().and_then(|adversarial| adversarial.penalty_weight(at)) {
         let r1 = term(&step, "r1")?;
         compare.floats("r1_reg", r1.clone())?;
         with = with + r1 * weight;
     }
-    for (kind, loss, step) in [("r1", with, &step), ("nor1", term(&without, "critic")?, &without)] {
+    for (kind, loss, step) in [("r1", with, &step), ("nor1", term(&without, "discriminator")?, &without)] {
         if case.has(&[&format!("disc_loss_{kind}")]) {
             compare.floats(&format!("disc_loss_{kind}"), loss)?;
-            critic_gradients(case, compare, &style, step, kind)?;
+            discriminator_gradients(case, compare, &style, step, kind)?;
         }
     }
     Ok(())
 }
 
-/// Gradients of the critic's first and second-last layer.
-fn critic_gradients(
+/// Gradients of the discriminator's first and second-last layer.
+fn discriminator_gradients(
     case: &Case,
     compare: &mut Comparison,
     style: &StyleGan,
     step: &TokenizerStep,
     kind: &str,
 ) -> Result<()> {
-    let gradients = step.critic_gradients.as_ref();
-    let gradients = gradients.ok_or_else(|| Error::invalid(case.title(), "the critic has no gradients"))?;
+    let gradients = step.discriminator_gradients.as_ref();
+    let gradients = gradients.ok_or_else(|| Error::invalid(case.title(), "the discriminator has no gradients"))?;
     let (colours, linear) = (format!("disc_grad_{kind}"), format!("disc_grad_linear_{kind}"));
     if case.has(&[&colours]) {
         let found: Tensor<4> = gradient(&colours, gradients.get(style.from_rgb.weight.id))?;

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 use smalti_base::{Error, Planes, Result};
 use smalti_models::checkpoint::Rules;
-use smalti_models::losses::{Critic, Perceptual, TokenizerLoss, TokenizerStep};
+use smalti_models::losses::{Discriminator, Perceptual, TokenizerLoss, TokenizerStep};
 use smalti_models::quantizers::vq::Learning;
 use smalti_models::quantizers::{Pass, QuantizerConfig, VqConfig};
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel, Vqgan, VqganConfig};
@@ -151,7 +151,7 @@ fn loss(case: &Case, losses: &Losses, model: &TokenizerModel) -> Result<Tokenize
     loss.with_planes(Planes::of_channels(case.setting("ddconfig.in_channels")?)?)
 }
 
-/// Losses at the steps of the case, of which some may be before the critic's start, and the last step's gradients.
+/// Losses at the steps of the case, of which some may be before the discriminator's start, and the last step's gradients.
 fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let device = case.autodiff();
     for key in ["lossconfig.kl_weight", "lossconfig.logvar_init", "lossconfig.global_step"] {
@@ -160,28 +160,30 @@ fn training(case: &Case, compare: &mut Comparison) -> Result<()> {
     let losses = Losses::read(case, "lossconfig")?;
     let image = case.tensor::<4>("image")?;
     if case.has(&["disc_eval_logits"]) {
-        compare.floats("disc_eval_logits", losses.critic(case, case.device())?.forward(image.clone()))?;
+        compare.floats("disc_eval_logits", losses.discriminator(case, case.device())?.forward(image.clone()))?;
     }
     if case.has(&["p_loss"]) && losses.perceptual_weight > 0.0 {
         compare.floats("p_loss", perceptual(case)?.distance(image.clone(), case.tensor("rec")?))?;
     }
-    let (vqgan, critic) = (tokenizer(case, "", true, &device)?, losses.critic(case, &device)?);
+    let (vqgan, discriminator) = (tokenizer(case, "", true, &device)?, losses.discriminator(case, &device)?);
     let model = TokenizerModel::Vqgan(vqgan);
-    let (loss, judge) = (loss(case, &losses, &model)?, Critic::from(critic.clone()));
+    let (loss, judge) = (loss(case, &losses, &model)?, Discriminator::from(discriminator.clone()));
     let mut steps: Vec<u64> = case.names().filter_map(|name| name.strip_prefix("ae_loss_step")?.parse().ok()).collect();
     steps.sort_unstable();
     for step in &steps {
         let made = loss.step(&model, Some(&judge), image.clone(), &Pass::at(*step));
         compare.floats(&format!("ae_loss_step{step}"), term(&made.terms, "loss")?)?;
-        let critics = format!("disc_loss_step{step}");
-        match (case.has(&[&critics]), made.critic_gradients.is_some()) {
-            (true, true) => compare.floats(&critics, term(&made.terms, "critic")? * losses.disc_factor)?,
+        let discriminators = format!("disc_loss_step{step}");
+        match (case.has(&[&discriminators]), made.discriminator_gradients.is_some()) {
+            (true, true) => {
+                compare.floats(&discriminators, term(&made.terms, "discriminator")? * losses.disc_factor)?
+            }
             // It has no gradient either.
-            (true, false) => compare.values(&critics, &[0.0])?,
+            (true, false) => compare.values(&discriminators, &[0.0])?,
             (false, _) => {}
         }
         if Some(step) == steps.last() {
-            last_step(case, compare, (&loss, &losses), (&model, &critic), made)?;
+            last_step(case, compare, (&loss, &losses), (&model, &discriminator), made)?;
         }
     }
     Ok(())
@@ -192,24 +194,27 @@ fn last_step(
     case: &Case,
     compare: &mut Comparison,
     (loss, losses): (&TokenizerLoss, &Losses),
-    (model, critic): (&TokenizerModel, &PatchGan),
+    (model, discriminator): (&TokenizerModel, &PatchGan),
     step: TokenizerStep,
 ) -> Result<()> {
     let image = case.tensor::<4>("image")?;
-    if step.critic_gradients.is_some() {
+    if step.discriminator_gradients.is_some() {
         compare.floats("g_loss", term(&step.terms, "generator")?)?;
         compare.floats("d_weight", term(&step.terms, "adversarial_weight")? / losses.disc_factor)?;
     }
     let nll = term(&loss.evaluate(image.clone(), step.reconstruction.clone()), "loss")?;
     compare.floats("nll_loss", nll)?;
-    compare.floats("logits_real", critic.forward(image.autodiff()))?;
-    compare.floats("logits_fake", critic.forward(step.reconstruction.autodiff()))?;
+    compare.floats("logits_real", discriminator.forward(image.autodiff()))?;
+    compare.floats("logits_fake", discriminator.forward(step.reconstruction.autodiff()))?;
     let TokenizerModel::Vqgan(vqgan) = model else { return Ok(()) };
     Official::new(case, "vqgan", "tokenizer")?.compare(case, compare, vqgan, &step.gradients)?;
-    match &step.critic_gradients {
-        Some(gradients) => Official::new(case, "vqgan", "discriminator")?
-            .scaled(losses.disc_factor)
-            .compare(case, compare, critic, gradients),
+    match &step.discriminator_gradients {
+        Some(gradients) => Official::new(case, "vqgan", "discriminator")?.scaled(losses.disc_factor).compare(
+            case,
+            compare,
+            discriminator,
+            gradients,
+        ),
         None => Ok(()),
     }
 }

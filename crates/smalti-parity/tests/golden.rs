@@ -47,59 +47,11 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// What the repository proves.
-const PASSING: [&str; 41] = [
-    "autoencoder-kl/diffusers_kl",
-    "autoencoder-kl/ldm_kl_f4",
-    "autoencoder-kl/mar_kl",
-    "fid/psnr-ssim",
-    "fsq/official_8_5_5",
-    "fsq/vqp_8_5_5_5",
-    "fsq/vqp_proj_image",
-    "fsq/vqp_symmetric",
-    "lpips/vgg-tiny",
-    "mar/ar-causal",
-    "mar/diffusion-utils",
-    "mar/diffusion-utils-linear",
-    "mar/tiny",
-    "maskgit/schedules",
-    "maskgit/transformer",
-    "mobilenet_v2/chelsea",
-    "quantizers/argmin-ties",
-    "quantizers/usage-metrics",
-    "rq-vae/rqtransformer-class",
-    "rq-vae/rqtransformer-own-embedding",
-    "rq-vae/rqtransformer-text",
-    "rq-vae/rqvae-separate-folded",
-    "rq-vae/rqvae-shared-d4",
-    "rq-vae/sampling-and-losses",
-    "var/quantizer-10scale-256",
-    "var/quantizer-10scale-512",
-    "var/quantizer-allshared",
-    "var/quantizer-znorm-nonshared",
-    "var/resampling",
-    "var/sampling-and-schedules",
-    "var/transformer-l2norm",
-    "var/transformer-shared-aln",
-    "var/vqvae-4scale",
-    "vit-vqgan/gumbel-quantizer",
-    "vit-vqgan/vitvq-tiny",
-    "vq-vae/vqp_dead_code",
-    "vq-vae/vqp_kmeans",
-    "vq-vae/vqp_rotation",
-    "vqgan/depth-tiny",
-    "vqgan/quantizers",
-    "vqgan/vqmodel-tiny",
-];
-
 #[test]
 fn cases_of_this_repository() {
     let reports = all(&root().join("golden"), true);
-    let passed: Vec<&str> =
-        reports.iter().filter(|report| report.status == Status::Passed).map(|report| report.case.as_str()).collect();
-    for case in PASSING {
-        assert!(passed.contains(&case), "{case} is not among the cases that passed: {passed:?}");
-    }
+    let not_passed: Vec<&CaseReport> = reports.iter().filter(|report| report.status != Status::Passed).collect();
+    assert!(reports.len() > 40 && not_passed.is_empty(), "{} cases; not passed: {not_passed:?}", reports.len());
     // Counters of averages, forms of a measure that are not offered, and what follows from a tensor that is compared.
     let left_out = [
         "psnr_of_mean_mse",

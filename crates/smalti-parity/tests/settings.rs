@@ -153,7 +153,7 @@ fn losses_of_vit_vqgan() {
         let nll = 0.3 * part("loglaplace") + 0.7 * part("loggaussian") + 0.2 * part("perceptual");
         let [reals, fakes] = ["real", "fake"].map(|name| case.floats(&format!("disc_logits_{name}")).to_vec());
         let adversarial = mean(fakes.iter().map(|logit| generator(*logit)));
-        let critic =
+        let discriminator =
             0.5 * (mean(reals.iter().map(|logit| real(*logit))) + mean(fakes.iter().map(|logit| fake(*logit))));
         let (total, penalty) = (nll + 0.4 * adversarial + 2.0 * part("emb_loss"), 5.0 * 4.0 / 2.0 * part("r1_reg"));
         let settings: [(&str, serde_json::Value); 9] = [
@@ -169,25 +169,25 @@ fn losses_of_vit_vqgan() {
         ];
         let case = settings.into_iter().fold(case, |case, (key, value)| case.set(&format!("loss.{key}"), value));
         let case = case.number("nll", nll).number("g_loss", adversarial).number("gen_loss", total);
-        let case = case.number("disc_loss_nor1", critic).number("disc_loss_r1", critic + penalty);
+        let case = case.number("disc_loss_nor1", discriminator).number("disc_loss_r1", discriminator + penalty);
         case.passes(&["nll", "g_loss", "gen_loss", "disc_loss_nor1", "disc_loss_r1", "r1_reg"]);
-        let without = case.set("loss.r1_gamma", 0.0).without("r1_reg").number("disc_loss_r1", critic);
+        let without = case.set("loss.r1_gamma", 0.0).without("r1_reg").number("disc_loss_r1", discriminator);
         without.passes(&["disc_loss_r1"]);
     }
 }
 
-/// Another kind of critic, at half its strength, from the official values of the parts.
+/// Another kind of discriminator, at half its strength, from the official values of the parts.
 #[test]
 fn losses_of_vqgan() {
     let softplus = |x: &f32| x.exp().ln_1p();
     let case = Made::from("vqgan/vqmodel-tiny").without("grad.").without("ae_loss_step0");
     let mean_of = |name: &str, sign: f32| mean(case.floats(name).iter().map(|logit| softplus(&(sign * logit))));
-    let critic = 0.5 * (mean_of("logits_real", -1.0) + mean_of("logits_fake", 1.0));
+    let discriminator = 0.5 * (mean_of("logits_real", -1.0) + mean_of("logits_fake", 1.0));
     let total =
         case.scalar("nll_loss") + 0.5 * case.scalar("d_weight") * case.scalar("g_loss") + 3.0 * case.scalar("emb_loss");
     let case = case.set("lossconfig.disc_loss", "vanilla").set("lossconfig.disc_factor", 0.5);
     let case = case.set("lossconfig.codebook_weight", 3.0);
-    let case = case.number("ae_loss_step100", total).number("disc_loss_step100", 0.5 * critic);
+    let case = case.number("ae_loss_step100", total).number("disc_loss_step100", 0.5 * discriminator);
     case.passes(&["ae_loss_step100", "disc_loss_step100", "d_weight"]);
 }
 

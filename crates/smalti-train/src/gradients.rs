@@ -26,7 +26,7 @@ pub fn accumulate<M: Module>(model: &M, sum: &mut GradientsParams, new: &mut Gra
     model.visit(&mut Add { sum, new, weight });
 }
 
-/// The parameters of a module whose path belongs to a part of it, such as the critic.
+/// The parameters of a module whose path belongs to a part of it, such as the discriminator.
 pub fn select<M: Module>(model: &M, belongs: impl Fn(&str) -> bool) -> HashSet<ParamId> {
     struct Select<F> {
         belongs: F,

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// A model with its data and loss.
 pub trait Objective {
-    /// Everything that is trained or averaged, a critic included.
+    /// Everything that is trained or averaged, a discriminator included.
     type Model: Module;
     /// One micro-batch on the host.
     type Batch;
@@ -34,8 +34,8 @@ pub trait Objective {
         None
     }
 
-    /// How the paths of the critic's parameters begin, if there is one: its gradients are clipped by themselves.
-    fn critic_prefix(&self) -> Option<&'static str> {
+    /// How the paths of the discriminator's parameters begin, if there is one: its gradients are clipped by themselves.
+    fn discriminator_prefix(&self) -> Option<&'static str> {
         None
     }
 

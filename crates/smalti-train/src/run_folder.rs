@@ -41,7 +41,7 @@ impl RunFolder {
         if path.exists() {
             let old: toml::Table =
                 files::read_text(&path)?.parse().map_err(|e: toml::de::Error| Error::file(&path, e.to_string()))?;
-            if let Some(key) = first_difference(&fixed_part(&old), &fixed_part(recipe), "") {
+            if let Some(key) = first_difference(&fixed_part(&renamed(old)), &fixed_part(recipe), "") {
                 return Err(Error::invalid_hint(
                     root.display(),
                     format!("holds a run of another recipe: `{key}` differs from {}", path.display()),
@@ -204,6 +204,18 @@ fn fixed_part(recipe: &toml::Table) -> toml::Table {
     fixed
 }
 
+/// A recipe of an earlier version with the names of today.
+fn renamed(mut recipe: toml::Table) -> toml::Table {
+    let loss = recipe.get_mut("task").and_then(|task| task.get_mut("loss"));
+    let adversarial = loss.and_then(|loss| loss.get_mut("adversarial")).and_then(toml::Value::as_table_mut);
+    if let Some(adversarial) = adversarial
+        && let Some(discriminator) = adversarial.remove("critic")
+    {
+        adversarial.insert("discriminator".into(), discriminator);
+    }
+    recipe
+}
+
 fn first_difference(old: &toml::Table, new: &toml::Table, inside: &str) -> Option<String> {
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     keys.into_iter().find_map(|key| {
@@ -214,4 +226,28 @@ fn first_difference(old: &toml::Table, new: &toml::Table, inside: &str) -> Optio
             _ => Some(path),
         }
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Earlier recipes called the discriminator a critic.
+    #[test]
+    fn a_run_is_known_by_the_names_of_its_time() {
+        let place = tempfile::tempdir().unwrap();
+        let recipe = |key: &str, ndf: u32| -> toml::Table {
+            let text = format!(
+                "name = 'a'\n[task]\nkind = 'tokenizer'\n[task.loss.adversarial]\nndf = {ndf}\n{key} = {{ kind = 'patch' }}\n"
+            );
+            text.parse().unwrap()
+        };
+        RunFolder::open(place.path(), &recipe("critic", 64)).unwrap();
+        RunFolder::open(place.path(), &recipe("discriminator", 64)).unwrap();
+        let written: toml::Table = std::fs::read_to_string(place.path().join("recipe.toml")).unwrap().parse().unwrap();
+        assert_eq!(written, recipe("discriminator", 64));
+        let refused = RunFolder::open(place.path(), &recipe("discriminator", 32)).unwrap_err().to_string();
+        assert!(refused.contains("task.loss.adversarial.ndf"), "{refused}");
+    }
 }

@@ -200,17 +200,17 @@ impl<'a, O: Objective> Trainer<'a, O> {
     /// Factors that clip each optimiser's gradients; `None` if any is not finite. Reading the norms is the one wait for the
     /// device in a step: without it a step that must be skipped would already have been applied.
     fn clip(&mut self, sum: &GradientsParams) -> Option<Clip> {
-        let critic = self.objective.critic_prefix();
-        let is_critic = |path: &str| critic.is_some_and(|prefix| path.starts_with(prefix));
+        let discriminator = self.objective.discriminator_prefix();
+        let is_discriminator = |path: &str| discriminator.is_some_and(|prefix| path.starts_with(prefix));
         let mut factors = Vec::new();
-        for critics in [false, true] {
-            let part = gradients::select(&self.model, |path| is_critic(path) == critics);
+        for discriminators in [false, true] {
+            let part = gradients::select(&self.model, |path| is_discriminator(path) == discriminators);
             let Some(norm) = gradients::global_norm(&self.model, sum, &part) else { continue };
             let norm = f64::from(norm.into_scalar::<f32>());
             if !norm.is_finite() {
                 return None;
             }
-            if !critics {
+            if !discriminators {
                 self.window.norms.push(norm);
             }
             if let Some(limit) = self.recipe.optimizer.clip_norm.filter(|limit| norm > *limit) {

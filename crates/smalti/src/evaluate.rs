@@ -19,7 +19,7 @@ use smalti_train::pixels;
 use std::path::PathBuf;
 
 /// What `evaluate` is told.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateArgs {
     /// Bundle or run folder
@@ -29,7 +29,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "SRC")]
     pub data: PathBuf,
     /// Number of images to process at once
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = EvaluateArgs::default().batch)]
     pub batch: usize,
     /// How the generator's weights are kept: a reduced precision is compared with f32.
     #[command(flatten)]
@@ -37,6 +37,18 @@ pub struct EvaluateArgs {
     /// Which images.
     #[command(flatten)]
     pub images: SourceArgs,
+}
+
+impl Default for EvaluateArgs {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            data: PathBuf::new(),
+            batch: 32,
+            weights: WeightsArgs::default(),
+            images: SourceArgs::default(),
+        }
+    }
 }
 
 /// A resolved and checked `evaluate`.

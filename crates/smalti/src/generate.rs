@@ -19,7 +19,7 @@ const MOST: usize = 1_000_000;
 const GAP: usize = 2;
 
 /// What `generate` is told.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct GenerateArgs {
     /// What the picture should show
@@ -37,7 +37,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "PROMPT")]
     pub negative: Option<String>,
     /// Number of pictures
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateArgs::default().count)]
     pub count: usize,
     /// A .png file (several pictures become a grid), or a folder (a file for each picture)
     #[arg(short, long, value_name = "FILE|DIR")]
@@ -47,10 +47,10 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "HxW")]
     pub size: Option<String>,
     /// Enlarge each pixel to a square of N
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = GenerateArgs::default().scale)]
     pub scale: usize,
     /// Number of pictures to make at once; does not change them
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = GenerateArgs::default().batch)]
     pub batch: usize,
     /// Keep the N of --count pictures that the judge scores highest, the best first
     #[arg(long, value_name = "N")]
@@ -59,7 +59,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "BUNDLE")]
     pub judge: Option<PathBuf>,
     /// Where to stop, for models of several stages
-    #[arg(long, value_enum, default_value_t = StopAt::Last)]
+    #[arg(long, value_enum, default_value_t = GenerateArgs::default().stage)]
     pub stage: StopAt,
     /// How the generator's weights are kept.
     #[command(flatten)]
@@ -67,6 +67,28 @@ pub struct GenerateArgs {
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+impl Default for GenerateArgs {
+    fn default() -> Self {
+        Self {
+            prompt: None,
+            model: None,
+            class: None,
+            condition: None,
+            negative: None,
+            count: 1,
+            out: PathBuf::new(),
+            size: None,
+            scale: 1,
+            batch: 16,
+            keep: None,
+            judge: None,
+            stage: StopAt::Last,
+            weights: WeightsArgs::default(),
+            sampling: SamplingArgs::default(),
+        }
+    }
 }
 
 /// A resolved and checked `generate`.
@@ -106,7 +128,7 @@ pub struct GenerateOutcome {
     pub seeds: Vec<u64>,
     /// What the judge says of each picture: the logarithm of its class's probability.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub scores: Vec<f32>,
+    pub scores: Vec<f64>,
     /// Height and width of a picture in pixels.
     pub size: (usize, usize),
     /// The parameters that the first file carries.
@@ -208,7 +230,7 @@ struct Made {
     image: Image,
     seed: u64,
     /// What the judge says of it, if there is one.
-    score: Option<f32>,
+    score: Option<f64>,
 }
 
 /// Makes the pictures.
@@ -256,7 +278,7 @@ pub fn run(plan: &GeneratePlan, progress: &dyn Progress) -> Result<GenerateOutco
 /// Leaves only the best so many, the best first; of equals the first seed.
 fn keep_best(made: &mut Vec<Made>, keep: Option<usize>) {
     if let Some(keep) = keep {
-        let score = |made: &Made| made.score.unwrap_or(f32::NEG_INFINITY);
+        let score = |made: &Made| made.score.unwrap_or(f64::NEG_INFINITY);
         made.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.seed.cmp(&b.seed)));
         made.truncate(keep);
     }
@@ -266,7 +288,7 @@ fn keep_best(made: &mut Vec<Made>, keep: Option<usize>) {
 fn finish(plan: &GeneratePlan, kept: Vec<Made>, files: Vec<PathBuf>, seeds: Vec<u64>) -> Result<GenerateOutcome> {
     let mut files = files;
     let seeds = if plan.judge.is_some() { kept.iter().map(|made| made.seed).collect() } else { seeds };
-    let scores: Vec<f32> = kept.iter().filter_map(|made| made.score).collect();
+    let scores: Vec<f64> = kept.iter().filter_map(|made| made.score).collect();
     let parameters = match &plan.out {
         Output::File(path) => {
             let parameters = parameters(plan, &seeds, &scores);
@@ -295,13 +317,13 @@ fn name(folder: &Path, seed: u64) -> PathBuf {
 }
 
 fn save(plan: &GeneratePlan, path: &Path, made: &Made) -> Result<PathBuf> {
-    let scores: Vec<f32> = made.score.into_iter().collect();
+    let scores: Vec<f64> = made.score.into_iter().collect();
     save_png(path, &made.image, Some(&parameters(plan, &[made.seed], &scores)))?;
     Ok(path.to_path_buf())
 }
 
 /// What a file of pictures with these seeds was made with.
-fn parameters(plan: &GeneratePlan, seeds: &[u64], scores: &[f32]) -> serde_json::Value {
+fn parameters(plan: &GeneratePlan, seeds: &[u64], scores: &[f64]) -> serde_json::Value {
     let mut own = serde_json::json!({ "count": seeds.len(), "size": [plan.size.0, plan.size.1] });
     if let Some(judge) = &plan.judge {
         own["judge"] = serde_json::json!({ "kind": judge.kind, "sha256": judge.sha256, "of": plan.count });

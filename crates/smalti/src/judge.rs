@@ -120,7 +120,9 @@ impl JudgePlan {
 ///
 /// # Errors
 /// As [`smalti_models::Encoder::scores`].
-pub(crate) fn scores(judge: &EncoderModel, images_bchw: Tensor<4>, condition: &Condition) -> Result<Vec<f32>> {
+pub(crate) fn scores(judge: &EncoderModel, images_bchw: Tensor<4>, condition: &Condition) -> Result<Vec<f64>> {
     let [b, ..] = images_bchw.dims();
-    host::floats(judge.scores(images_bchw.clamp(-1.0, 1.0), &vec![condition.clone(); b])?)
+    let scores = host::floats(judge.scores(images_bchw.clamp(-1.0, 1.0), &vec![condition.clone(); b])?)?;
+    // In decimals a score has the digits that it has in 32 bits.
+    Ok(scores.into_iter().map(|score| score.to_string().parse().unwrap_or(f64::from(score))).collect())
 }

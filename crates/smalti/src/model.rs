@@ -347,7 +347,7 @@ impl ModelPlan {
     /// What the tokenizer's images are.
     ///
     /// # Errors
-    /// As [`TokenizerConfig::planes`].
+    /// As [`smalti_models::tokenizers::TokenizerSettings::planes`].
     pub fn planes(&self) -> Result<Planes> {
         self.tokenizer.planes()
     }

@@ -21,7 +21,7 @@ const ON_SHEET: usize = 64;
 const COLUMNS: usize = 4;
 
 /// What `reconstruct` is told.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReconstructArgs {
     /// An image, a folder of images, WebDataset tars or IDX files
@@ -37,11 +37,24 @@ pub struct ReconstructArgs {
     #[arg(long, value_name = "N,..")]
     pub levels: Option<String>,
     /// Number of images to process at once
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = ReconstructArgs::default().batch)]
     pub batch: usize,
     /// Which images.
     #[command(flatten)]
     pub images: SourceArgs,
+}
+
+impl Default for ReconstructArgs {
+    fn default() -> Self {
+        Self {
+            source: PathBuf::new(),
+            model: None,
+            out: PathBuf::new(),
+            levels: None,
+            batch: 16,
+            images: SourceArgs::default(),
+        }
+    }
 }
 
 /// A resolved and checked `reconstruct`.
@@ -186,8 +199,9 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
     }
     let skipped = batches.finish()?;
     let sheet = plan.out.join("grid.png");
-    // As wide as a sheet of pairs.
-    save_png(&sheet, &grid(&rows, (2 * COLUMNS / (plan.levels.len() + 2)).max(1), 2 * GAP)?, None)?;
+    // About as wide as a sheet of pairs.
+    let columns = (2 * COLUMNS + plan.levels.len()) / (plan.levels.len() + 2);
+    save_png(&sheet, &grid(&rows, columns.max(1), 2 * GAP)?, None)?;
     let levels =
         plan.levels.iter().zip(&of_levels).map(|(levels, sum)| LevelScores { levels: *levels, mean: sum.mean() });
     Ok(ReconstructOutcome { mean: fidelity.mean(), levels: levels.collect(), images, grid: sheet, skipped })

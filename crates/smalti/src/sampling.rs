@@ -1,9 +1,8 @@
 //! How tokens are drawn, as typed.
 
 use serde::{Deserialize, Serialize};
-use smalti_base::Result;
-use smalti_models::sampling::Respacing;
-use smalti_models::sampling::Sampling;
+use smalti_base::{OneOrEach, Result};
+use smalti_models::sampling::{Respacing, Sampling};
 
 /// Sampling settings that replace those of the bundle.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -16,12 +15,12 @@ pub struct SamplingArgs {
     /// Divisor of the logits; 0 always takes the most likely token (for vectors: strength of the noise in diffusion steps)
     #[arg(long, value_name = "X")]
     pub temperature: Option<f32>,
-    /// Draw only from the N most likely tokens; 0 is off
+    /// Draw only from the N most likely tokens; 0 is off. A list such as 500,200,100,50 has one for each depth of a stack
     #[arg(long, value_name = "N")]
-    pub top_k: Option<usize>,
-    /// Draw only from the most likely tokens that together have this probability
+    pub top_k: Option<OneOrEach<usize>>,
+    /// Draw only from the most likely tokens that together have this probability, or a list as for --top-k
     #[arg(long, value_name = "X")]
-    pub top_p: Option<f32>,
+    pub top_p: Option<OneOrEach<f32>>,
     /// Number of decoding steps, for generators that have a choice
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
@@ -42,8 +41,8 @@ impl SamplingArgs {
         let mut sampling = defaults.clone();
         sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
-        sampling.top_k = self.top_k.map_or(sampling.top_k, |k| (k > 0).then_some(k.into()));
-        sampling.top_p = self.top_p.map(Into::into).or(sampling.top_p);
+        sampling.top_k = self.top_k.clone().map_or(sampling.top_k, |k| (k != OneOrEach::One(0)).then_some(k));
+        sampling.top_p = self.top_p.clone().or(sampling.top_p);
         sampling.steps = self.steps.or(sampling.steps);
         sampling.diffusion_steps = self.diffusion_steps.clone().or(sampling.diffusion_steps);
         sampling.smooth |= self.smooth;

@@ -16,7 +16,7 @@ use smalti_train::pixels;
 use std::path::PathBuf;
 
 /// What `tokenize` is told.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenizeArgs {
     /// A folder of images, WebDataset tars or IDX files
@@ -29,17 +29,31 @@ pub struct TokenizeArgs {
     #[arg(short, long, value_name = "BUNDLE")]
     pub model: Option<PathBuf>,
     /// Number of images to process at once
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = TokenizeArgs::default().batch)]
     pub batch: usize,
     /// Also add the mirror image of each image
     #[arg(long)]
     pub flip: bool,
     /// Rows per shard
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    #[arg(long, value_name = "N", default_value_t = TokenizeArgs::default().per_shard)]
     pub per_shard: usize,
     /// Which images.
     #[command(flatten)]
     pub images: SourceArgs,
+}
+
+impl Default for TokenizeArgs {
+    fn default() -> Self {
+        Self {
+            source: PathBuf::new(),
+            out: PathBuf::new(),
+            model: None,
+            batch: 32,
+            flip: false,
+            per_shard: 10_000,
+            images: SourceArgs::default(),
+        }
+    }
 }
 
 /// A resolved and checked `tokenize`.

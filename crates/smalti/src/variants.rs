@@ -9,76 +9,8 @@ use smalti_models::tokenizers::TokenizerConfig;
 use smalti_train::recipe::{Recipe, Task};
 use std::path::Path;
 
-macro_rules! recipes {
-    ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../../../recipes/", $name, ".toml")))),*]
-    };
-}
-
-/// Every recipe of the repository; a test compares the list with the folder.
-const RECIPES: &[(&str, &str)] = recipes![
-    "encoder/fashion-classifier",
-    "encoder/imagenet-mobilenet-v2",
-    "gpt/emoji3d-64",
-    "gpt/faces-coordinates-f16",
-    "gpt/faces-f16",
-    "gpt/imagenet-depth-f16",
-    "gpt/imagenet-f16-16384",
-    "gpt/landscapes-f16",
-    "gpt/tiny",
-    "kl/imagenet-kl16",
-    "kl/openimages-f16",
-    "kl/openimages-f32",
-    "kl/openimages-f4",
-    "kl/openimages-f8",
-    "kl/tiny",
-    "mar/imagenet-b",
-    "mar/imagenet-h",
-    "mar/imagenet-l",
-    "mar/tiny",
-    "maskgit/imagenet-256",
-    "maskgit/tiny",
-    "patches/imagenet-64",
-    "rq-vae/bedroom-612m",
-    "rq-vae/bedroom-f32",
-    "rq-vae/cat-612m",
-    "rq-vae/cat-f32",
-    "rq-vae/cc3m-654m",
-    "rq-vae/cc3m-f32",
-    "rq-vae/church-370m",
-    "rq-vae/church-f32",
-    "rq-vae/ffhq-350m",
-    "rq-vae/ffhq-f32",
-    "rq-vae/imagenet-1400m",
-    "rq-vae/imagenet-3800m",
-    "rq-vae/imagenet-481m",
-    "rq-vae/imagenet-821m",
-    "rq-vae/imagenet-f32",
-    "rq-vae/tiny",
-    "rq-vae/tiny-vqvae",
-    "var/imagenet-512-d36",
-    "var/imagenet-d16",
-    "var/imagenet-d20",
-    "var/imagenet-d24",
-    "var/imagenet-d30",
-    "var/imagenet-vqvae",
-    "var/fashion",
-    "var/fashion-vqvae",
-    "var/tiny",
-    "var/tiny-vqvae",
-    "vit/imagenet-base",
-    "vit/imagenet-small",
-    "vit/tiny",
-    "vqgan/coco-labels-f16",
-    "vqgan/emoji3d-64",
-    "vqgan/faces-f16",
-    "vqgan/imagenet-depth-f16",
-    "vqgan/imagenet-f16-1024",
-    "vqgan/imagenet-f16-16384",
-    "vqgan/landscapes-labels-f16",
-    "vqgan/openimages-gumbel-f8",
-    "vqgan/tiny",
-];
+/// Every recipe of the repository, as the build script found them.
+const RECIPES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 
 /// A configuration of a part.
 #[derive(Clone, Debug, PartialEq)]

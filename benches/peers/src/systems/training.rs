@@ -25,17 +25,17 @@ pub struct Trained<M: Module> {
     model: Option<M>,
     optimizer: AdamW,
     updates: u64,
-    /// How the paths of the critic's parameters begin, if there is one.
-    critic: Option<&'static str>,
+    /// How the paths of the discriminator's parameters begin, if there is one.
+    discriminator: Option<&'static str>,
 }
 
 impl<M: Module> Trained<M> {
     /// Begins with these weights.
-    pub fn new(row: &Row, model: M, critic: Option<&'static str>) -> Result<Self> {
+    pub fn new(row: &Row, model: M, discriminator: Option<&'static str>) -> Result<Self> {
         let OptimizerOptions { learning_rate, betas, weight_decay } = inputs::options(row)?;
         let config =
             OptimizerConfig { learning_rate, betas, epsilon: 1e-8, weight_decay, clip_norm: None, groups: Vec::new() };
-        Ok(Self { optimizer: AdamW::new(&config, &model)?, model: Some(model), updates: 0, critic })
+        Ok(Self { optimizer: AdamW::new(&config, &model)?, model: Some(model), updates: 0, discriminator })
     }
 
     /// The model as it is now.
@@ -52,9 +52,9 @@ impl<M: Module> Trained<M> {
     pub fn apply(&mut self, mut found: GradientsParams) -> Result<()> {
         let mut sum = GradientsParams::new();
         gradients::accumulate(self.model(), &mut sum, &mut found, 1.0);
-        let is_critic = |path: &str| self.critic.is_some_and(|prefix| path.starts_with(prefix));
-        for critics in [false, true] {
-            let part = gradients::select(self.model(), |path| is_critic(path) == critics);
+        let is_discriminator = |path: &str| self.discriminator.is_some_and(|prefix| path.starts_with(prefix));
+        for discriminators in [false, true] {
+            let part = gradients::select(self.model(), |path| is_discriminator(path) == discriminators);
             let norm = gradients::global_norm(self.model(), &sum, &part);
             if norm.is_some_and(|norm| !norm.into_scalar::<f32>().is_finite()) {
                 return Err(Error::invalid("training step", "its gradients are not finite"));

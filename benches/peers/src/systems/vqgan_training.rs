@@ -1,4 +1,4 @@
-//! A training step of a VQGAN with critic and LPIPS, by the objective of `smalti train`.
+//! A training step of a VQGAN with discriminator and LPIPS, by the objective of `smalti train`.
 
 use super::inputs::{self, Inputs};
 use super::training::{self, Trained};
@@ -80,11 +80,11 @@ impl Step {
         let TokenizerTraining { model, critic } = objective.init(&training::device())?;
         let model = inputs::import(&Rules::builtin("vqgan", "tokenizer")?, model, folder)?;
         let rules = Rules::builtin("vqgan", "discriminator")?;
-        let critic = critic.map(|critic| inputs::import(&rules, critic, folder)).transpose()?;
+        let critic = critic.map(|discriminator| inputs::import(&rules, discriminator, folder)).transpose()?;
         let inputs = Inputs::read(folder, &Device::flex())?;
         let stored = inputs.stored("images")?;
         let (pixels, shape) = (stored.floats().unwrap_or_default().to_vec(), &stored.shape);
-        let trained = Trained::new(row, TokenizerTraining { model, critic }, objective.critic_prefix())?;
+        let trained = Trained::new(row, TokenizerTraining { model, critic }, objective.discriminator_prefix())?;
         Ok(Self { objective, trained, pixels, size: [shape[2], shape[3]], batch: row.batch, steps: 0 })
     }
 
@@ -134,7 +134,7 @@ impl Task for Step {
         };
         Ok(inputs::outputs([
             ("loss", term("loss")?),
-            ("critic_loss", term("critic")?),
+            ("discriminator_loss", term("discriminator")?),
             ("adversarial_weight", term("adversarial_weight")?),
             ("gradient", inputs::floats(gradient)),
             ("update", inputs::floats(training::change(before, self.watched()?.val()))),

@@ -14,19 +14,8 @@ use smalti_base::{Error, Result, config};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// The rule files of this build, by system.
-const FILES: &[(&str, &str)] = &[
-    ("autoencoder-kl", include_str!("../../../../checkpoints/autoencoder-kl.toml")),
-    ("fsq", include_str!("../../../../checkpoints/fsq.toml")),
-    ("mar", include_str!("../../../../checkpoints/mar.toml")),
-    ("maskgit", include_str!("../../../../checkpoints/maskgit.toml")),
-    ("mobilenet_v2", include_str!("../../../../checkpoints/mobilenet_v2.toml")),
-    ("rq-vae", include_str!("../../../../checkpoints/rq-vae.toml")),
-    ("var", include_str!("../../../../checkpoints/var.toml")),
-    ("vit-vqgan", include_str!("../../../../checkpoints/vit-vqgan.toml")),
-    ("vq", include_str!("../../../../checkpoints/vq.toml")),
-    ("vqgan", include_str!("../../../../checkpoints/vqgan.toml")),
-];
+/// The rules files of the repository by system, as the build script found them.
+const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/rules.rs"));
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

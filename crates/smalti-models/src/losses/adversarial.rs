@@ -1,6 +1,6 @@
-//! Adversarial losses of VQGAN (arXiv 2012.09841): a critic learns to tell images from reconstructions.
+//! Adversarial losses of VQGAN (arXiv 2012.09841): a discriminator learns to tell images from reconstructions.
 
-use super::critic::{Critic, CriticConfig};
+use super::discriminator::{Discriminator, DiscriminatorConfig};
 use burn::tensor::{
     Device, Tensor,
     activation::{relu, softplus},
@@ -13,22 +13,22 @@ use smalti_nn::PatchGanConfig;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdversarialConfig {
-    /// The critic's loss.
+    /// The discriminator's loss.
     pub kind: AdversarialKind,
     /// Weight of the adversarial term, times the adaptive weight if that is on.
     pub weight: f64,
-    /// The step at which the critic begins to learn and to be listened to.
+    /// The step at which the discriminator begins to learn and to be listened to.
     pub start_step: u64,
     /// Whether the term is balanced against the reconstruction by their gradients in the decoder's last layer.
     #[serde(default = "yes")]
     pub adaptive: bool,
-    /// Which network the critic is.
-    #[serde(default)]
-    pub critic: CriticConfig,
-    /// Channels of the patch critic's first convolution.
+    /// Which network the discriminator is.
+    #[serde(default, alias = "critic")]
+    pub discriminator: DiscriminatorConfig,
+    /// Channels of the patch discriminator's first convolution.
     #[serde(default = "ndf")]
     pub ndf: usize,
-    /// Convolutions with stride 2 in the patch critic.
+    /// Convolutions with stride 2 in the patch discriminator.
     #[serde(default = "layers")]
     pub layers: usize,
 }
@@ -55,67 +55,67 @@ impl AdversarialConfig {
         PatchGanConfig { in_channels: channels, ndf: self.ndf, layers: self.layers }
     }
 
-    /// A fresh critic of images of this height, width and number of channels.
+    /// A fresh discriminator of images of this height, width and number of channels.
     ///
     /// # Errors
     /// As [`Self::check`].
-    pub fn init(&self, image_size: (usize, usize), channels: usize, device: &Device) -> Result<Critic> {
+    pub fn init(&self, image_size: (usize, usize), channels: usize, device: &Device) -> Result<Discriminator> {
         self.check(image_size)?;
-        Ok(match &self.critic {
-            CriticConfig::Patch => self.patch(channels).init(device)?.into(),
-            CriticConfig::Stylegan(style) => style.network(image_size.0, channels).init(device)?.into(),
+        Ok(match &self.discriminator {
+            DiscriminatorConfig::Patch => self.patch(channels).init(device)?.into(),
+            DiscriminatorConfig::Stylegan(style) => style.network(image_size.0, channels).init(device)?.into(),
         })
     }
 
     /// # Errors
-    /// [`Error::Invalid`] if the weight is negative or not a number, or the critic cannot judge images of this size.
+    /// [`Error::Invalid`] if the weight is negative or not a number, or the discriminator cannot judge images of this size.
     pub fn check(&self, image_size: (usize, usize)) -> Result<()> {
         if !(self.weight.is_finite() && self.weight >= 0.0) {
             return Err(Error::invalid("adversarial", format!("weight must be at least 0, but is {}", self.weight)));
         }
-        match &self.critic {
-            CriticConfig::Patch => {
+        match &self.discriminator {
+            DiscriminatorConfig::Patch => {
                 let (side, smallest) = (image_size.0.min(image_size.1), self.patch(1).smallest_image());
                 if side < smallest {
                     let problem =
-                        format!("the critic needs images of at least {smallest} pixels, but these have {side}");
+                        format!("the discriminator needs images of at least {smallest} pixels, but these have {side}");
                     return Err(Error::invalid("adversarial", problem));
                 }
                 Ok(())
             }
-            CriticConfig::Stylegan(_) if (self.ndf, self.layers) != (ndf(), layers()) => {
-                Err(Error::invalid("adversarial", "ndf and layers are of the patch critic: leave them out"))
+            DiscriminatorConfig::Stylegan(_) if (self.ndf, self.layers) != (ndf(), layers()) => {
+                Err(Error::invalid("adversarial", "ndf and layers are of the patch discriminator: leave them out"))
             }
-            CriticConfig::Stylegan(style) => style.check(image_size),
+            DiscriminatorConfig::Stylegan(style) => style.check(image_size),
         }
     }
 
-    /// What the critic's gradient penalty is multiplied with at a step, if it counts there.
+    /// What the discriminator's gradient penalty is multiplied with at a step, if it counts there.
     pub fn penalty_weight(&self, step: u64) -> Option<f64> {
-        match &self.critic {
-            CriticConfig::Patch => None,
-            CriticConfig::Stylegan(style) => style.penalty_weight(step),
+        match &self.discriminator {
+            DiscriminatorConfig::Patch => None,
+            DiscriminatorConfig::Stylegan(style) => style.penalty_weight(step),
         }
     }
 }
 
-/// How the critic's logits become losses.
+/// How the discriminator's logits become losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdversarialKind {
-    /// The critic's is `(mean relu(1 - real) + mean relu(1 + fake)) / 2`, the generator's `mean -fake`.
+    /// The discriminator's is `(mean relu(1 - real) + mean relu(1 + fake)) / 2`, the generator's `mean -fake`.
     Hinge,
-    /// The critic's is `(mean softplus(-real) + mean softplus(fake)) / 2`, the generator's `mean -fake` (VQGAN).
+    /// The discriminator's is `(mean softplus(-real) + mean softplus(fake)) / 2`, the generator's `mean -fake` (VQGAN).
     Vanilla,
-    /// The critic's as in `vanilla`, the generator's `mean softplus(-fake)` (StyleGAN2, ViT-VQGAN's public code).
+    /// The discriminator's as in `vanilla`, the generator's `mean softplus(-fake)` (StyleGAN2, ViT-VQGAN's public code).
     NonSaturating,
-    /// The critic's is `(mean (1 - real)^2 + mean (1 + fake)^2) / 2`, the generator's `mean fake^2` (ViT-VQGAN's public code).
+    /// The discriminator's is `(mean (1 - real)^2 + mean (1 + fake)^2) / 2`, the generator's `mean fake^2` (ViT-VQGAN's public code).
     LeastSquares,
 }
 
 impl AdversarialKind {
-    /// The critic's loss for its logits of images and of reconstructions, of any shape.
-    pub fn critic_loss(self, real: Tensor<4>, fake: Tensor<4>) -> Tensor<1> {
+    /// The discriminator's loss for its logits of images and of reconstructions, of any shape.
+    pub fn discriminator_loss(self, real: Tensor<4>, fake: Tensor<4>) -> Tensor<1> {
         let (real, fake) = match self {
             Self::Hinge => (relu(1.0 - real), relu(fake + 1.0)),
             Self::LeastSquares => ((real - 1.0).square(), (fake + 1.0).square()),
@@ -124,7 +124,7 @@ impl AdversarialKind {
         (real.mean() + fake.mean()) * 0.5
     }
 
-    /// The generator's loss for the critic's logits of reconstructions.
+    /// The generator's loss for the discriminator's logits of reconstructions.
     pub fn generator_loss(self, fake: Tensor<4>) -> Tensor<1> {
         match self {
             Self::Hinge | Self::Vanilla => -fake.mean(),
@@ -157,16 +157,16 @@ mod tests {
     #[test]
     fn losses_by_hand() {
         let (real, fake) = ([2.0, 0.5], [-3.0, 0.25]);
-        let hinge = value(AdversarialKind::Hinge.critic_loss(logits(real), logits(fake)));
+        let hinge = value(AdversarialKind::Hinge.discriminator_loss(logits(real), logits(fake)));
         assert!((hinge - 0.5 * (0.25 + 0.625)).abs() < 1e-6, "{hinge}");
         let softplus = |x: f64| x.exp().ln_1p();
         let expected = 0.25 * (softplus(-2.0) + softplus(-0.5) + softplus(-3.0) + softplus(0.25));
-        let vanilla = value(AdversarialKind::Vanilla.critic_loss(logits(real), logits(fake)));
+        let vanilla = value(AdversarialKind::Vanilla.discriminator_loss(logits(real), logits(fake)));
         assert!((vanilla - expected).abs() < 1e-6, "{vanilla}");
         assert!((value(AdversarialKind::Hinge.generator_loss(logits(fake))) - 1.375).abs() < 1e-6);
         let non_saturating = value(AdversarialKind::NonSaturating.generator_loss(logits(fake)));
         assert!((non_saturating - 0.5 * (softplus(3.0) + softplus(-0.25))).abs() < 1e-6, "{non_saturating}");
-        let squares = value(AdversarialKind::LeastSquares.critic_loss(logits(real), logits(fake)));
+        let squares = value(AdversarialKind::LeastSquares.discriminator_loss(logits(real), logits(fake)));
         assert!((squares - 0.5 * (0.625 + 2.78125)).abs() < 1e-6, "{squares}");
         assert!((value(AdversarialKind::LeastSquares.generator_loss(logits(fake))) - 4.53125).abs() < 1e-6);
     }

@@ -1,12 +1,12 @@
 //! The whole loss of training a tokenizer, and its gradients.
 //!
-//! Reconstruction, perceptual and codebook terms are one forward and one backward pass. An adversarial term adds the critic;
+//! Reconstruction, perceptual and codebook terms are one forward and one backward pass. An adversarial term adds the discriminator;
 //! its adaptive weight needs the gradients of both sides at the reconstruction, which are taken on leaves of their own and
 //! then sent through the decoder and encoder in one pass.
 
 use super::adversarial::adaptive_weight;
 use super::reconstruction::{binary_cross_entropy, l1, l2};
-use super::{AdversarialConfig, Critic, LossTerm, Perceptual, PerceptualConfig, Weight};
+use super::{AdversarialConfig, Discriminator, LossTerm, Perceptual, PerceptualConfig, Weight};
 use crate::quantizers::{Pass, Stats};
 use crate::tokenizers::{TokenizerModel, TokenizerPass};
 use burn::module::Module;
@@ -166,8 +166,8 @@ pub struct TokenizerLoss {
 pub struct TokenizerStep {
     /// Gradients of the tokenizer's parameters.
     pub gradients: GradientsParams,
-    /// Gradients of the critic's parameters, if it learns at this step.
-    pub critic_gradients: Option<GradientsParams>,
+    /// Gradients of the discriminator's parameters, if it learns at this step.
+    pub discriminator_gradients: Option<GradientsParams>,
     /// Named values of the terms, tensors of one element on the device; `loss` is the weighted sum.
     pub terms: Vec<(&'static str, Tensor<1>)>,
     /// The names of the terms that are the model's own.
@@ -221,23 +221,23 @@ impl TokenizerLoss {
         }
     }
 
-    /// A fresh critic, if the loss has an adversarial term.
+    /// A fresh discriminator, if the loss has an adversarial term.
     ///
     /// # Errors
     /// [`Error::Invalid`] if its numbers make no network.
-    pub fn critic(&self, device: &Device) -> Result<Option<Critic>> {
-        let critic = |config: &AdversarialConfig| config.init(self.image_size, self.planes.count(), device);
-        self.config.adversarial.as_ref().map(critic).transpose()
+    pub fn discriminator(&self, device: &Device) -> Result<Option<Discriminator>> {
+        let discriminator = |config: &AdversarialConfig| config.init(self.image_size, self.planes.count(), device);
+        self.config.adversarial.as_ref().map(discriminator).transpose()
     }
 
     /// One micro-batch: forward, losses and gradients. Nothing is read back from the device.
     ///
-    /// `model` and `critic` are on an autodiff device; `images_bchw` `[b, c, h, w]` in -1..1, or labels. Without a critic, and before the
+    /// `model` and `discriminator` are on an autodiff device; `images_bchw` `[b, c, h, w]` in -1..1, or labels. Without a discriminator, and before the
     /// adversarial term's first step, that term is left out.
     pub fn step(
         &self,
         model: &TokenizerModel,
-        critic: Option<&Critic>,
+        discriminator: Option<&Discriminator>,
         images_bchw: Tensor<4>,
         pass: &Pass,
     ) -> TokenizerStep {
@@ -245,13 +245,15 @@ impl TokenizerLoss {
         let TokenizerPass { target_bchw, features, codes, terms: own, stats } =
             model.train_forward(images_bchw.inner(), pass);
         let rec = model.to_pixels(features.clone());
-        let adversary = critic.zip(self.config.adversarial.as_ref().filter(|config| config.active(step)));
+        let adversary = discriminator.zip(self.config.adversarial.as_ref().filter(|config| config.active(step)));
         let (objective, mut terms) = match adversary {
             None => {
                 let nll = self.reconstruction(target_bchw.clone(), rec.clone());
                 (nll.total, nll.terms)
             }
-            Some((critic, config)) => self.adversarial(model, critic, config, &target_bchw, features, rec.clone()),
+            Some((discriminator, config)) => {
+                self.adversarial(model, discriminator, config, &target_bchw, features, rec.clone())
+            }
         };
         let total = own.iter().fold(objective, |total, term| {
             let weight = self.config.weight_of(term, step);
@@ -264,10 +266,10 @@ impl TokenizerLoss {
         };
         own.iter().for_each(|term| self.log(term, step, &mut terms));
         let rec = rec.inner();
-        let critic_gradients =
-            adversary.map(|(critic, config)| judged(critic, config, target_bchw, rec.clone(), step, &mut terms));
+        let discriminator_gradients = adversary
+            .map(|(discriminator, config)| judged(discriminator, config, target_bchw, rec.clone(), step, &mut terms));
         let own = own.iter().map(|term| term.name).collect();
-        TokenizerStep { gradients, critic_gradients, terms, own, stats, codes, reconstruction: rec }
+        TokenizerStep { gradients, discriminator_gradients, terms, own, stats, codes, reconstruction: rec }
     }
 
     /// Fails for a weight of a term that the model did not have.
@@ -333,18 +335,18 @@ impl TokenizerLoss {
     fn adversarial(
         &self,
         model: &TokenizerModel,
-        critic: &Critic,
+        discriminator: &Discriminator,
         config: &AdversarialConfig,
         images: &Tensor<4>,
         features: Tensor<4>,
         rec: Tensor<4>,
     ) -> (Tensor<1>, Vec<(&'static str, Tensor<1>)>) {
-        // A snapshot with plain weights: the generator's term neither gives gradients to the critic nor moves its statistics.
-        let critic = critic.valid();
+        // A snapshot with plain weights: the generator's term neither gives gradients to the discriminator nor moves its statistics.
+        let discriminator = discriminator.valid();
         let last_weight = model.last_weight().filter(|_| config.adaptive);
         let Some(last_weight) = last_weight else {
             let nll = self.reconstruction(images.clone(), rec.clone());
-            let generator = config.kind.generator_loss(critic.forward(rec));
+            let generator = config.kind.generator_loss(discriminator.forward(rec));
             let mut terms = nll.terms;
             terms.push(("generator", generator.clone().inner()));
             let objective = nll.total + generator * config.weight;
@@ -353,7 +355,7 @@ impl TokenizerLoss {
         };
         let (nll_leaf, generator_leaf) = (leaf(&rec), leaf(&rec));
         let nll = self.reconstruction(images.clone(), nll_leaf.clone());
-        let generator = config.kind.generator_loss(critic.forward(generator_leaf.clone()));
+        let generator = config.kind.generator_loss(discriminator.forward(generator_leaf.clone()));
         let from_nll = gradient(&nll.total, &nll_leaf);
         let from_generator = gradient(&generator, &generator_leaf);
 
@@ -373,25 +375,25 @@ impl TokenizerLoss {
     }
 }
 
-/// The critic's gradients, for images and their reconstructions.
+/// The discriminator's gradients, for images and their reconstructions.
 fn judged(
-    critic: &Critic,
+    discriminator: &Discriminator,
     config: &AdversarialConfig,
     images: Tensor<4>,
     rec: Tensor<4>,
     step: u64,
     terms: &mut Vec<(&'static str, Tensor<1>)>,
 ) -> GradientsParams {
-    let (real, fake) = (critic.forward(images.clone()), critic.forward(rec));
-    let mut loss = config.kind.critic_loss(real, fake);
-    terms.push(("critic", loss.clone().inner()));
+    let (real, fake) = (discriminator.forward(images.clone()), discriminator.forward(rec));
+    let mut loss = config.kind.discriminator_loss(real, fake);
+    terms.push(("discriminator", loss.clone().inner()));
     if let Some(weight) = config.penalty_weight(step)
-        && let Some(penalty) = critic.gradient_penalty(images)
+        && let Some(penalty) = discriminator.gradient_penalty(images)
     {
         terms.push(("r1", penalty.clone().inner()));
         loss = loss + penalty * weight;
     }
-    GradientsParams::from_grads(loss.backward(), critic)
+    GradientsParams::from_grads(loss.backward(), discriminator)
 }
 
 /// A leaf with the same values, off the tensor's own graph.

@@ -133,7 +133,7 @@ pub trait Tokenizer: Send + Sync {
         ))
     }
 
-    /// Codes of images with the distributions that they are drawn from; see [`Quantizer::soft_codes`].
+    /// Codes of images with the distributions that they are drawn from; see [`Quantizer::soft_codes`](crate::Quantizer::soft_codes).
     ///
     /// # Errors
     /// [`Error::Unsupported`] by a tokenizer that has none.
@@ -146,7 +146,7 @@ pub trait Tokenizer: Send + Sync {
         None
     }
 
-    /// Applies what a training step did outside of the gradients, such as to codebooks; see [`Quantizer::update`].
+    /// Applies what a training step did outside of the gradients, such as to codebooks; see [`Quantizer::update`](crate::Quantizer::update).
     fn update(&mut self, _stats: &Stats, _step: u64, _stream: &mut Stream) -> UpdateReport {
         UpdateReport::default()
     }

@@ -44,12 +44,12 @@ impl StyleGanConfig {
     pub fn check(&self) -> Result<()> {
         if !self.image_size.is_power_of_two() || self.image_size < 2 * LAST {
             let problem = format!("images must have a power of two pixels a side, at least 8, not {}", self.image_size);
-            return Err(Error::invalid("critic (stylegan)", problem));
+            return Err(Error::invalid("discriminator (stylegan)", problem));
         }
         if self.in_channels == 0 || self.max_channels == 0 || self.capacity < self.image_size {
             let problem =
                 format!("channels and max_channels must be at least 1, capacity at least {}", self.image_size);
-            return Err(Error::invalid("critic (stylegan)", problem));
+            return Err(Error::invalid("discriminator (stylegan)", problem));
         }
         Ok(())
     }

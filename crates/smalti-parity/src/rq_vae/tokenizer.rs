@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use smalti_base::{Error, Result};
 use smalti_models::checkpoint::Rules;
 use smalti_models::losses::{
-    AdversarialConfig, AdversarialKind, Critic, CriticConfig, TokenizerLossConfig, TokenizerStep,
+    AdversarialConfig, AdversarialKind, Discriminator, DiscriminatorConfig, TokenizerLossConfig, TokenizerStep,
 };
 use smalti_models::quantizers::{Pass, Quantized, Quantizer, QuantizerModel, Residual};
 use smalti_models::tokenizers::{Tokenizer, TokenizerModel, Vqgan};
@@ -90,7 +90,7 @@ fn channels_last(x_bchw: Tensor<4>) -> Tensor<4> {
     x_bchw.permute([0, 2, 3, 1])
 }
 
-/// The ordinary step of training without restarts, with a critic where the case has one.
+/// The ordinary step of training without restarts, with a discriminator where the case has one.
 fn training(case: &Case, compare: &mut Comparison, official: &RqVae) -> Result<()> {
     let vqgan = official.import(case, WEIGHTS, false, &case.autodiff())?;
     let model = TokenizerModel::Vqgan(vqgan.clone());
@@ -123,7 +123,7 @@ fn training(case: &Case, compare: &mut Comparison, official: &RqVae) -> Result<(
         compare.values(name, after.values(&format!("quantizer.{tensor}"))?)?;
     }
     match case.has(&["disc.logits_real", "disc.d_loss"]) {
-        true => critic(case, compare, official, &model),
+        true => discriminator(case, compare, official, &model),
         false => Ok(()),
     }
 }
@@ -147,8 +147,8 @@ fn term(step: &TokenizerStep, name: &str) -> Result<Tensor<1>> {
     found.ok_or_else(|| Error::invalid(name, "the training step has no such term"))
 }
 
-/// The critic, its losses and its weight. The case has the plain ratio of gradients, so that ours counts once.
-fn critic(case: &Case, compare: &mut Comparison, official: &RqVae, model: &TokenizerModel) -> Result<()> {
+/// The discriminator, its losses and its weight. The case has the plain ratio of gradients, so that ours counts once.
+fn discriminator(case: &Case, compare: &mut Comparison, official: &RqVae, model: &TokenizerModel) -> Result<()> {
     let weights = case.weights_of("disc_weights.safetensors", "")?;
     let [ndf, in_channels, ..] =
         weights.get("main.0.weight").map(|stored| stored.shape.clone()).unwrap_or_default()[..]
@@ -161,31 +161,31 @@ fn critic(case: &Case, compare: &mut Comparison, official: &RqVae, model: &Token
         .find(|(name, stored)| name.ends_with(".weight") && stored.shape.len() == 4 && stored.shape[0] == 1);
     let last = last.and_then(|(name, _)| name.split('.').nth(1)?.parse::<usize>().ok()).unwrap_or_default();
     let config = PatchGanConfig { in_channels, ndf, layers: (last.max(5) - 2) / 3 };
-    let critic: PatchGan =
+    let discriminator: PatchGan =
         Rules::builtin("vqgan", "discriminator")?.import(config.init(&case.autodiff())?, &weights)?.0;
     let adversarial = AdversarialConfig {
         kind: AdversarialKind::Hinge,
         weight: 1.0,
         start_step: 0,
         adaptive: true,
-        critic: CriticConfig::default(),
+        discriminator: DiscriminatorConfig::default(),
         ndf,
         layers: config.layers,
     };
     let loss = loss(official, Some(adversarial)).init(model.spec(), case.device())?;
     let image = case.tensor::<4>("image")?;
-    let step = loss.step(model, Some(&Critic::from(critic.clone())), image.clone(), &Pass::default());
+    let step = loss.step(model, Some(&Discriminator::from(discriminator.clone())), image.clone(), &Pass::default());
     for (name, ours) in
-        [("disc.g_loss", "generator"), ("disc.adaptive_weight", "adversarial_weight"), ("disc.d_loss", "critic")]
+        [("disc.g_loss", "generator"), ("disc.adaptive_weight", "adversarial_weight"), ("disc.d_loss", "discriminator")]
     {
         compare.floats(name, term(&step, ours)?)?;
     }
     let fake = step.reconstruction.clone().autodiff();
-    compare.floats("disc.logits_fake_gen", critic.forward(fake.clone()))?;
-    compare.floats("disc.logits_fake", critic.forward(fake))?;
-    compare.floats("disc.logits_real", critic.forward(image.autodiff()))?;
-    let gradients = step.critic_gradients;
-    let gradient = gradients.and_then(|gradients| gradients.get::<4>(critic.conv_in.weight.id));
+    compare.floats("disc.logits_fake_gen", discriminator.forward(fake.clone()))?;
+    compare.floats("disc.logits_fake", discriminator.forward(fake))?;
+    compare.floats("disc.logits_real", discriminator.forward(image.autodiff()))?;
+    let gradients = step.discriminator_gradients;
+    let gradient = gradients.and_then(|gradients| gradients.get::<4>(discriminator.conv_in.weight.id));
     compare.floats("disc.grad.main.0.weight", crate::case::gradient("main.0.weight", gradient)?)
 }
 

@@ -1,5 +1,6 @@
 //! Training an encoder on images: on what they show, and on the features of a teacher.
 
+use super::skipped::SkippedImages;
 use crate::conditions::{ConditionReader, Facts};
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
@@ -10,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 use smalti_base::{Error, Progress, Result, Rng};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
-use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
+use smalti_data::loader::{ImageBatch, Loader, LoaderConfig};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
 use smalti_models::encoders::{EncoderConfig, EncoderModel};
@@ -18,7 +19,6 @@ use smalti_models::generators::Draw;
 use smalti_models::{Condition, host};
 use smalti_nn::dense::Dense;
 use smalti_nn::init::Init;
-use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ pub struct EncoderObjective {
     lesson: Lesson,
     train: Arc<dyn Dataset>,
     validation: Arc<dyn Dataset>,
-    skipped: RefCell<Vec<Skipped>>,
+    skipped: SkippedImages,
 }
 
 /// Loss terms of a batch, the sum among them.
@@ -157,7 +157,7 @@ impl EncoderObjective {
                 device: device.clone(),
             },
             train: train.into(),
-            skipped: RefCell::default(),
+            skipped: SkippedImages::default(),
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
             name: recipe.name.clone(),
@@ -189,16 +189,12 @@ impl Objective for EncoderObjective {
     type Batch = ImageBatch;
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
-        let mut loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
-        Ok(Box::new(std::iter::from_fn(move || {
-            let batch = loader.next();
-            *self.skipped.borrow_mut() = loader.skipped();
-            batch
-        })))
+        let loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
+        Ok(self.skipped.watch(loader))
     }
 
     fn skipped(&self) -> Vec<(String, String)> {
-        self.skipped.borrow().iter().map(|skipped| (skipped.key.clone(), skipped.error.clone())).collect()
+        self.skipped.list()
     }
 
     fn epoch(&self) -> u64 {

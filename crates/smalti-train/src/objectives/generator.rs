@@ -2,6 +2,7 @@
 
 use super::captions::Captions;
 use super::examples::{Batch, CodesByKey, Examples, Opened};
+use super::skipped::SkippedImages;
 use crate::conditions::ConditionReader;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
@@ -10,7 +11,6 @@ use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use smalti_base::{Error, Progress, Result, Rng, files};
 use smalti_data::image::grid;
-use smalti_data::loader::Skipped;
 use smalti_data::shard::{RowTokens, Shards};
 use smalti_data::text::TextTokenizer;
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
@@ -18,7 +18,6 @@ use smalti_models::checkpoint::weights::Precision;
 use smalti_models::generators::{Conditions, Draw, GeneratorModel, ImageRequest, Request};
 use smalti_models::host;
 use smalti_models::tokenizers::{TokenizerConfig, TokenizerModel};
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +34,7 @@ pub struct GeneratorObjective {
     device: Device,
     train: Examples,
     validation: Examples,
-    skipped: RefCell<Vec<Skipped>>,
+    skipped: SkippedImages,
     text: Option<TextTokenizer>,
     captions: Option<Captions>,
     tokenizer_paths: BundlePaths,
@@ -84,7 +83,7 @@ impl GeneratorObjective {
             captions,
             train: Examples::read(train, &reader, train_codes)?,
             validation: Examples::read(validation, &reader, validation_codes)?,
-            skipped: RefCell::default(),
+            skipped: SkippedImages::default(),
             condition_paths: codes.map(|codes| codes.paths),
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
@@ -143,14 +142,14 @@ impl Objective for GeneratorObjective {
             });
             let skipped = batches.skipped();
             if !skipped.is_empty() {
-                *self.skipped.borrow_mut() = skipped;
+                self.skipped.set(skipped);
             }
             Some(batch)
         })))
     }
 
     fn skipped(&self) -> Vec<(String, String)> {
-        self.skipped.borrow().iter().map(|skipped| (skipped.key.clone(), skipped.error.clone())).collect()
+        self.skipped.list()
     }
 
     fn epoch(&self) -> u64 {

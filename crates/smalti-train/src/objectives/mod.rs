@@ -4,4 +4,5 @@ mod captions;
 pub mod encoder;
 mod examples;
 pub mod generator;
+mod skipped;
 pub mod tokenizer;

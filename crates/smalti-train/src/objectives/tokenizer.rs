@@ -1,5 +1,6 @@
 //! Training a tokenizer on images.
 
+use super::skipped::SkippedImages;
 use crate::gradients::accumulate;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
@@ -11,15 +12,14 @@ use smalti_base::{Layout, Progress, Result, Rng, TokenSpec, rng::Stream};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
 use smalti_data::image::grid;
-use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Skipped};
+use smalti_data::loader::{ImageBatch, Loader, LoaderConfig};
 use smalti_eval::{Compared, Fidelity, FidelitySum, Scores};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
 use smalti_models::host;
-use smalti_models::losses::{Critic, TokenizerLoss};
+use smalti_models::losses::{Discriminator, TokenizerLoss};
 use smalti_models::quantizers::{Pass, Stats, usage::Usage};
 use smalti_models::tokenizers::TokenizerModel;
-use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,13 +75,13 @@ fn values_and_score(fidelity: &Fidelity) -> (Vec<(String, f64)>, f64) {
     }
 }
 
-/// The tokenizer and, in adversarial training, its critic.
+/// The tokenizer and, in adversarial training, its discriminator.
 #[derive(Module, Debug)]
 pub struct TokenizerTraining {
     /// What the run is for.
     pub model: TokenizerModel,
-    /// Tells images from reconstructions.
-    pub critic: Option<Critic>,
+    /// Tells images from reconstructions. Checkpoints know it by this name.
+    pub critic: Option<Discriminator>,
 }
 
 /// A tokenizer with its images.
@@ -97,7 +97,7 @@ pub struct TokenizerObjective {
     still: bool,
     train: Arc<dyn Dataset>,
     validation: Arc<dyn Dataset>,
-    skipped: RefCell<Vec<Skipped>>,
+    skipped: SkippedImages,
 }
 
 impl TokenizerObjective {
@@ -113,7 +113,7 @@ impl TokenizerObjective {
             loss: task.loss.init(&task.model.spec()?, device)?.with_planes(task.model.planes()?)?,
             train: task.train.open(None)?.into(),
             validation: task.validation.open(None)?.into(),
-            skipped: RefCell::default(),
+            skipped: SkippedImages::default(),
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
             name: recipe.name.clone(),
@@ -128,7 +128,7 @@ impl TokenizerObjective {
     /// # Errors
     /// A configuration whose numbers do not fit.
     pub fn init(&self, device: &Device) -> Result<TokenizerTraining> {
-        Ok(TokenizerTraining { model: self.task.model.init(device)?, critic: self.loss.critic(device)? })
+        Ok(TokenizerTraining { model: self.task.model.init(device)?, critic: self.loss.discriminator(device)? })
     }
 
     /// Standard deviation of the tokens of validation images, at most as many as are evaluated; 1 if there is none.
@@ -170,16 +170,12 @@ impl Objective for TokenizerObjective {
     type Batch = ImageBatch;
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
-        let mut loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
-        Ok(Box::new(std::iter::from_fn(move || {
-            let batch = loader.next();
-            *self.skipped.borrow_mut() = loader.skipped();
-            batch
-        })))
+        let loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
+        Ok(self.skipped.watch(loader))
     }
 
     fn skipped(&self) -> Vec<(String, String)> {
-        self.skipped.borrow().iter().map(|skipped| (skipped.key.clone(), skipped.error.clone())).collect()
+        self.skipped.list()
     }
 
     fn epoch(&self) -> u64 {
@@ -190,7 +186,7 @@ impl Objective for TokenizerObjective {
         self.task.model.spec().ok()?.vocabulary()
     }
 
-    fn critic_prefix(&self) -> Option<&'static str> {
+    fn discriminator_prefix(&self) -> Option<&'static str> {
         Some("critic.")
     }
 
@@ -202,8 +198,8 @@ impl Objective for TokenizerObjective {
             smalti_kernels::on_pool(&self.device, || loss.step(&model.model, model.critic.as_ref(), images, &pass));
         loss.check_terms(&out)?;
         let mut gradients = out.gradients;
-        if let (Some(critic), Some(mut found)) = (&model.critic, out.critic_gradients) {
-            accumulate(critic, &mut gradients, &mut found, 1.0);
+        if let (Some(discriminator), Some(mut found)) = (&model.critic, out.discriminator_gradients) {
+            accumulate(discriminator, &mut gradients, &mut found, 1.0);
         }
         Ok(StepOutput { gradients, terms: out.terms, stats: out.stats, codes: out.codes })
     }

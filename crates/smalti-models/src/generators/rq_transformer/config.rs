@@ -131,7 +131,7 @@ const PLACE: &str = "rq_transformer";
 
 impl RqTransformerConfig {
     /// A model with normal first values of deviation 0.02, biases 0. Its code vectors wait for the tokenizer's; see
-    /// [`RqTransformer::adopt`].
+    /// [`Generator::adopt`](crate::Generator::adopt).
     ///
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Unsupported`] for settings out of range.

@@ -1,4 +1,4 @@
-//! The critics of adversarial training.
+//! The discriminators of adversarial training.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -9,18 +9,18 @@ use smalti_nn::{PatchGan, StyleGan, StyleGanConfig};
 /// Which network tells images from reconstructions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum CriticConfig {
-    /// The patch critic of VQGAN, of `ndf` channels and `layers` halvings.
+pub enum DiscriminatorConfig {
+    /// The patch discriminator of VQGAN, of `ndf` channels and `layers` halvings.
     #[default]
     Patch,
     /// StyleGAN2's discriminator, of ViT-VQGAN's public code.
-    Stylegan(StyleCriticConfig),
+    Stylegan(StyleDiscriminatorConfig),
 }
 
 /// Settings of StyleGAN2's discriminator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct StyleCriticConfig {
+pub struct StyleDiscriminatorConfig {
     /// A map with a side of `n` pixels has `capacity / n` channels.
     #[serde(default = "capacity")]
     pub capacity: usize,
@@ -52,14 +52,14 @@ fn r1_every() -> u64 {
     16
 }
 
-impl Default for StyleCriticConfig {
+impl Default for StyleDiscriminatorConfig {
     /// The numbers of ViT-VQGAN's public code.
     fn default() -> Self {
         Self { capacity: capacity(), max_channels: max_channels(), r1: r1(), r1_every: r1_every() }
     }
 }
 
-impl StyleCriticConfig {
+impl StyleDiscriminatorConfig {
     /// The network for square images of this side and number of channels.
     pub fn network(&self, image_size: usize, channels: usize) -> StyleGanConfig {
         StyleGanConfig { in_channels: channels, image_size, capacity: self.capacity, max_channels: self.max_channels }
@@ -70,11 +70,11 @@ impl StyleCriticConfig {
     pub fn check(&self, (height, width): (usize, usize)) -> Result<()> {
         if height != width {
             let problem = format!("images must be square, not of {height}x{width} pixels");
-            return Err(Error::invalid("critic (stylegan)", problem));
+            return Err(Error::invalid("discriminator (stylegan)", problem));
         }
         if !(self.r1.is_finite() && self.r1 >= 0.0 && self.r1_every > 0) {
             let problem = format!("r1 is {}, r1_every {}: expected at least 0 and 1", self.r1, self.r1_every);
-            return Err(Error::invalid("critic (stylegan)", problem));
+            return Err(Error::invalid("discriminator (stylegan)", problem));
         }
         self.network(height, 1).check()
     }
@@ -89,14 +89,14 @@ impl StyleCriticConfig {
 /// A network that tells images from reconstructions.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a training run holds one of them")]
-pub enum Critic {
+pub enum Discriminator {
     /// Judges overlapping patches.
     Patch(PatchGan),
     /// Judges whole images.
     Style(StyleGan),
 }
 
-impl Critic {
+impl Discriminator {
     /// Logits of images `[b, 3, h, w]` in -1..1, higher for more real: `[b, 1, h', w']` of patches, `[b, 1, 1, 1]` of
     /// whole images.
     pub fn forward(&self, images_bchw: Tensor<4>) -> Tensor<4> {
@@ -107,7 +107,7 @@ impl Critic {
     }
 
     /// R1 of images `[b, 3, h, w]` in -1..1: the squared length of the logits' gradient with respect to an image in 0..1,
-    /// mean over images. The patch critic has none.
+    /// mean over images. The patch discriminator has none.
     pub fn gradient_penalty(&self, images_bchw: Tensor<4>) -> Option<Tensor<1>> {
         match self {
             Self::Patch(_) => None,
@@ -116,13 +116,13 @@ impl Critic {
     }
 }
 
-impl From<PatchGan> for Critic {
+impl From<PatchGan> for Discriminator {
     fn from(network: PatchGan) -> Self {
         Self::Patch(network)
     }
 }
 
-impl From<StyleGan> for Critic {
+impl From<StyleGan> for Discriminator {
     fn from(network: StyleGan) -> Self {
         Self::Style(network)
     }
