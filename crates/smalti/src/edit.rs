@@ -138,6 +138,7 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
 pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     Output::File(plan.out.clone()).prepare()?;
     let generating = &plan.generating;
+    generating.model.say_first_stage(progress);
     let device = device::open(&generating.device)?;
     let picture = generating.picture(None, &device, progress)?;
     let tokenizer = generating.model.open_tokenizer(&device)?;

@@ -187,6 +187,7 @@ fn needs_images(model: &ModelPlan) -> bool {
 /// # Errors
 /// What reading and computing return, or [`Error::Interrupted`].
 pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutcome> {
+    plan.model.say_first_stage(progress);
     let device = device::open(&plan.device)?;
     let tokenizer = plan.model.open_tokenizer(&device)?;
     if needs_images(&plan.model) {

@@ -4,7 +4,7 @@ use crate::judge::JudgePlan;
 use crate::stages::must_follow;
 use burn::tensor::Device;
 use serde::Serialize;
-use smalti_base::{Error, Layout, Planes, Result, TokenSpec, Tokens};
+use smalti_base::{Error, Layout, Planes, Progress, Result, TokenSpec, Tokens};
 use smalti_data::TextTokenizer;
 use smalti_data::image::{Image, Limits, open_as};
 use smalti_data::transforms::{Filter, resize};
@@ -342,6 +342,13 @@ impl ModelPlan {
             .iter()
             .find_map(|given| if let Given::Text(ids) = given { Some(ids.len()) } else { None })?;
         (ids > length).then(|| format!("note: the caption has {ids} tokens, this model reads the first {length}"))
+    }
+
+    /// Says so if a verb uses the first of several stages only.
+    pub(crate) fn say_first_stage(&self, progress: &dyn Progress) {
+        if self.next.is_some() {
+            progress.say("note: this model has a next stage; only its first stage is used here");
+        }
     }
 
     /// What the tokenizer's images are.
