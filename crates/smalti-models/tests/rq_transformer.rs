@@ -1,6 +1,8 @@
 //! RQ-Transformer: caches, known tokens, losses and settings.
 #![allow(clippy::unwrap_used)]
 
+mod draws;
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use smalti_base::{Layout, OneOrEach, Rng, TokenSpec, Vocabulary};
@@ -46,7 +48,7 @@ fn own(condition: Conditions) -> RqTransformerConfig {
 }
 
 fn make(config: &RqTransformerConfig, device: &Device) -> RqTransformer {
-    device.seed(5);
+    let _alone = draws::seeded(device, 5);
     let mut model = config.init(device).expect("the settings are in range");
     // First values are small; larger ones tell mistakes apart.
     struct Louder;
