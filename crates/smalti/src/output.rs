@@ -64,11 +64,8 @@ impl Output {
 /// # Errors
 /// [`Error::Io`].
 pub fn prepare_folder(folder: &Path) -> Result<()> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     files::create_folder(folder)?;
-    let probe = folder.join(format!(".smalti-{}", std::process::id()));
-    let probed = std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
-    probed.map_err(|error| Error::io("write into", folder, error))
+    files::must_be_writable(folder)
 }
 
 /// A name for a file made from a picture's key: folders become part of the name, the ending is replaced.
