@@ -1,5 +1,6 @@
 //! What a generator learns from: token shards, or images that its tokenizer turns into tokens at each step.
 
+use super::skipped::SkippedImages;
 use crate::conditions::{ConditionReader, Facts};
 use crate::pixels;
 use crate::recipe::ExampleSource;
@@ -7,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use smalti_base::{Error, Planes, Result, Rng, TokenSpec, rng::Stream};
 use smalti_data::DataConfig;
 use smalti_data::datasets::{About, Dataset};
-use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Order, Skipped};
+use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Order};
 use smalti_data::shard::{RowTokens, Shards};
 use smalti_models::Codes;
 use smalti_models::generators::{Condition, SoftTargets};
@@ -254,9 +255,9 @@ pub(super) struct Endless<'a> {
 }
 
 impl Endless<'_> {
-    /// Images that could not be used so far.
-    pub(super) fn skipped(&self) -> Vec<Skipped> {
-        self.loader.as_ref().map(Loader::skipped).unwrap_or_default()
+    /// Notes images that could not be used.
+    pub(super) fn follow(&self, skipped: &SkippedImages) {
+        self.loader.iter().for_each(|loader| skipped.follow(loader));
     }
 
     fn rows(&mut self) -> Result<Batch> {

@@ -140,10 +140,7 @@ impl Objective for GeneratorObjective {
                 }
                 Ok(batch)
             });
-            let skipped = batches.skipped();
-            if !skipped.is_empty() {
-                self.skipped.set(skipped);
-            }
+            batches.follow(&self.skipped);
             Some(batch)
         })))
     }

@@ -13,17 +13,21 @@ impl SkippedImages {
     pub(super) fn watch<'a>(&'a self, mut loader: Loader) -> Box<dyn Iterator<Item = Result<ImageBatch>> + 'a> {
         Box::new(std::iter::from_fn(move || {
             let batch = loader.next();
-            self.set(loader.skipped());
+            self.follow(&loader);
             batch
         }))
     }
 
-    pub(super) fn set(&self, skipped: Vec<Skipped>) {
-        *self.0.borrow_mut() = skipped;
+    /// Adds what a loader has skipped since it was last followed.
+    pub(super) fn follow(&self, loader: &Loader) {
+        let known = self.0.borrow().len();
+        self.0.borrow_mut().extend(loader.skipped_after(known));
     }
 
-    /// Key and reason of each.
+    /// Key and reason of each, in the data's order.
     pub(super) fn list(&self) -> Vec<(String, String)> {
-        self.0.borrow().iter().map(|skipped| (skipped.key.clone(), skipped.error.clone())).collect()
+        let mut skipped: Vec<Skipped> = self.0.borrow().clone();
+        skipped.sort_by_key(|skipped| skipped.index);
+        skipped.into_iter().map(|skipped| (skipped.key, skipped.error)).collect()
     }
 }
