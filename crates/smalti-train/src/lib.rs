@@ -102,7 +102,7 @@ pub fn check(recipe: &Recipe, out: &Path) -> Result<()> {
     start::check(recipe, resumed)?;
     match &recipe.task {
         Task::Tokenizer(task) => TokenizerObjective::check(task),
-        Task::Generator(task) => GeneratorObjective::check(recipe, task),
+        Task::Generator(task) => GeneratorObjective::check(task),
         Task::Encoder(task) => EncoderObjective::check(recipe, task),
     }
 }

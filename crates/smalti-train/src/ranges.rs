@@ -36,7 +36,7 @@ const COUNT: f64 = 1e15;
 const WEIGHT: Range = range(0.0, 1e9);
 const SHARE: Range = range(0.0, 1.0);
 const NOT_ALL: Range = below(0.0, 1.0);
-const TINY: Range = above(0.0, 1.0);
+const TINY: Range = range(1e-30, 1.0);
 const STEPS: Range = range(1.0, COUNT);
 const FROM_0: Range = range(0.0, COUNT);
 const SIDE: Range = range(1.0, 16384.0);
@@ -62,7 +62,7 @@ const RANGES: &[(&[&str], Range)] = &[
     (&["optimizer.betas", "ema.decay"], NOT_ALL),
     (&["optimizer.epsilon"], TINY),
     (&["optimizer.weight_decay", "groups.weight_decay"], range(0.0, 1000.0)),
-    (&["optimizer.clip_norm"], or(above(0.0, 1e9), "leave it out for no clipping")),
+    (&["optimizer.clip_norm"], or(range(1e-9, 1e9), "leave it out for no clipping")),
     (&["groups.rate_factor"], range(0.0, 1000.0)),
     (&["teacher.weight"], above(0.0, 1e9)),
     (&["captions.keywords"], SHARE),
@@ -240,7 +240,10 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/vqgan/tiny.toml");
         let refused = |setting: &str| Recipe::read(&path, &[setting.to_string()]).unwrap_err().to_string();
         for (setting, expected) in [
-            ("optimizer.clip_norm=0", "optimizer.clip_norm: is 0, expected 0 < x <= 1000000000; leave it out"),
+            (
+                "optimizer.clip_norm=0",
+                "optimizer.clip_norm: is 0, expected 0.000000001 <= x <= 1000000000; leave it out",
+            ),
             ("optimizer.clip_norm=-1", "optimizer.clip_norm: is -1"),
             ("optimizer.weight_decay=-5", "optimizer.weight_decay: is -5"),
             ("optimizer.weight_decay=nan", "optimizer.weight_decay: is NaN"),

@@ -267,7 +267,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if self.is_measured() {
             self.evaluate()?;
         }
-        self.tidy()
+        if self.is_measured() || self.is_saved() { self.tidy() } else { Ok(()) }
     }
 
     fn is_last(&self) -> bool {
@@ -366,6 +366,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let step = self.state.step;
         let Evaluation { values, score, picture } =
             self.objective.evaluate(&self.model_in_use(), &smalti_base::progress::Silent)?;
+        self.note_skipped()?;
         let mut found = serde_json::Map::new();
         let mut line = serde_json::Map::from_iter([("step".to_string(), json!(step))]);
         for (name, value) in &values {

@@ -279,7 +279,7 @@ impl Objective for EncoderObjective {
         let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let (mut images, mut sums) = (0, [0.0; 3]);
         let (mut labelled, mut taught) = (false, false);
-        for batch in loader {
+        for batch in self.skipped.watch_validation(loader) {
             let batch = batch?;
             let found = self.lesson.terms(model, &batch, &self.lesson.device, None)?;
             (labelled, taught) = (found.own.is_some(), found.distance.is_some());
@@ -291,7 +291,10 @@ impl Objective for EncoderObjective {
                 break;
             }
         }
-        let [accuracy, cross_entropy, distance] = sums.map(|sum| sum / images.max(1) as f64);
+        if images == 0 {
+            return Err(Error::invalid("task.validation", "none of its images can be used"));
+        }
+        let [accuracy, cross_entropy, distance] = sums.map(|sum| sum / images as f64);
         let mut values = Vec::new();
         if labelled {
             values.extend([("accuracy".to_string(), accuracy), ("cross_entropy".to_string(), cross_entropy)]);

@@ -343,6 +343,13 @@ pub(super) struct Once<'a> {
     loader: Option<Loader>,
 }
 
+impl Once<'_> {
+    /// Images that could not be used so far.
+    pub(super) fn skipped(&self) -> Vec<Skipped> {
+        self.loader.as_ref().map(Loader::skipped).unwrap_or_default()
+    }
+}
+
 impl Iterator for Once<'_> {
     type Item = Result<Batch>;
 

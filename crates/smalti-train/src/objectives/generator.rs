@@ -9,13 +9,13 @@ use crate::pixels;
 use crate::recipe::{ConditionTokens, EvaluationConfig, GeneratorTask, Recipe, TextConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
-use smalti_base::{Error, Layout, Progress, Result, Rng, files};
+use smalti_base::{Error, Progress, Result, Rng, files};
 use smalti_data::image::grid;
 use smalti_data::shard::{RowTokens, Shards};
-use smalti_data::text::TextTokenizer;
+use smalti_data::text::{self, TextTokenizer};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
-use smalti_models::generators::{Conditions, Draw, GeneratorModel, ImageRequest, Request};
+use smalti_models::generators::{Conditions, Draw, GeneratorModel, ImageRequest, Request, check_sampling};
 use smalti_models::host;
 use smalti_models::tokenizers::{TokenizerConfig, TokenizerModel};
 use std::collections::{BTreeMap, HashMap};
@@ -83,11 +83,19 @@ impl GeneratorObjective {
     ///
     /// # Errors
     /// As [`Self::open`], and sampling settings that the model does not have.
-    pub fn check(recipe: &Recipe, task: &GeneratorTask) -> Result<()> {
-        let Parts { train, validation, .. } = Parts::open(task)?;
-        let takes = task.model.conditions();
-        if let Some(TextConfig::File { path }) = &task.text {
-            ConditionReader::new(takes, Some(TextTokenizer::load(path)?))?;
+    pub fn check(task: &GeneratorTask) -> Result<()> {
+        let Parts { train, validation, tokenizer, .. } = Parts::open(task)?;
+        let (takes, device) = (task.model.conditions(), Device::flex());
+        task.model.init(&device)?.adopt(&*tokenizer.init(&device)?)?;
+        match &task.text {
+            Some(TextConfig::File { path }) => {
+                ConditionReader::new(takes, Some(TextTokenizer::load(path)?))?;
+            }
+            Some(TextConfig::Bpe { vocabulary }) if *vocabulary < text::LEAST => {
+                let problem = format!("is {vocabulary}, expected at least {}, one for each byte", text::LEAST);
+                return Err(Error::invalid("task.text.vocabulary", problem));
+            }
+            _ => {}
         }
         let codes = task.condition_tokens.as_ref().map(|tokens| ConditionCodes::open(tokens, takes)).transpose()?;
         let [train_codes, validation_codes] = match &codes {
@@ -99,7 +107,7 @@ impl GeneratorObjective {
         if task.captions.is_some() {
             captions::phrases(&train)?;
         }
-        check_sampling(recipe, task)
+        check_sampling(&*task.model, &task.sampling)
     }
 
     /// A model with fresh weights, and what it needs of the tokenizer's.
@@ -202,8 +210,10 @@ impl Objective for GeneratorObjective {
     fn evaluate(&self, model: &GeneratorModel, _: &dyn Progress) -> Result<Evaluation> {
         let spec = self.task.model.tokens();
         let (mut sum, mut images, mut has_bits) = (0.0, 0, false);
-        for batch in self.validation.once(self.micro_batch, self.tokenizer.planes(), self.evaluation.images)? {
+        let mut batches = self.validation.once(self.micro_batch, self.tokenizer.planes(), self.evaluation.images)?;
+        while let Some(batch) = batches.next() {
             let batch = batch?;
+            self.skipped.set_validation(batches.skipped());
             let (count, conditions) = (batch.len(), batch.conditions.clone());
             if count == 0 {
                 continue;
@@ -295,34 +305,6 @@ impl Parts {
             }
         }
         Ok(Self { train, validation, paths, tokenizer })
-    }
-}
-
-/// That the pictures of evaluations can be made.
-fn check_sampling(recipe: &Recipe, task: &GeneratorTask) -> Result<()> {
-    let (sampling, model) = (&task.sampling, &task.model);
-    sampling.validate()?;
-    let layout = &model.tokens().layout;
-    sampling.must_fit_depth(if let Layout::Stack { depth, .. } = layout { *depth } else { 1 })?;
-    let refuse = |key: &str, problem: &str| Err(Error::invalid(format!("task.sampling.{key}"), problem));
-    if sampling.smooth && !model.abilities().mixes_codes {
-        return refuse("smooth", "is on, but this generator cannot mix codes; leave it out");
-    }
-    let table = recipe.table()?;
-    let model_table = table.get("task").and_then(|task| task.get("model"));
-    let share = model_table.and_then(|model| model.get("condition_dropout")).and_then(toml::Value::as_float);
-    if sampling.is_guided() && (model.conditions().is_none() || share == Some(0.0)) {
-        return refuse(
-            "guidance",
-            "is on, but the model is not trained both with and without a condition: use guidance = 1, or a condition and \
-             condition_dropout above 0",
-        );
-    }
-    let vectors = model.tokens().channels().is_some();
-    match (sampling.top_k.is_some(), sampling.top_p.is_some()) {
-        (true, _) if vectors => refuse("top_k", "is given, but tokens that are vectors have no probabilities to cut"),
-        (_, true) if vectors => refuse("top_p", "is given, but tokens that are vectors have no probabilities to cut"),
-        _ => Ok(()),
     }
 }
 

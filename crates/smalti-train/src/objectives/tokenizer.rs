@@ -9,7 +9,7 @@ use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
 use crate::start;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use smalti_base::{Layout, Progress, Result, Rng, TokenSpec, rng::Stream};
+use smalti_base::{Error, Layout, Progress, Result, Rng, TokenSpec, rng::Stream};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
 use smalti_data::image::grid;
@@ -264,7 +264,7 @@ impl Objective for TokenizerObjective {
         let mut shown = Vec::new();
         let count = self.validation.len().min(self.evaluation.images).max(1);
         let pictures = self.evaluation.pictures;
-        for batch in loader {
+        for batch in self.skipped.watch_validation(loader) {
             let original = pixels::upload_batch(&batch?, &self.device);
             let codes = model.model.encode(original.clone())?;
             let decoded = model.model.decode(&codes)?;
@@ -286,6 +286,9 @@ impl Objective for TokenizerObjective {
             if images >= self.evaluation.images {
                 break;
             }
+        }
+        if images == 0 {
+            return Err(Error::invalid("task.validation", "none of its images can be used"));
         }
         let (mut values, score) = values_and_score(&fidelity.mean());
         values.extend(usage.iter().flat_map(CodeUsage::values));
