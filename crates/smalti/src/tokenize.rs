@@ -2,13 +2,13 @@
 
 use crate::Settings;
 use crate::model::ModelPlan;
-use crate::output::prepare_folder;
+use crate::output::{is_same, must_be_a_name, prepare_folder};
 use crate::source::{Batches, Images, SourceArgs};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenSpec, Tokens, device, files};
 use smalti_data::loader::Skipped;
-use smalti_data::shard::{Origin, TokenizerId};
+use smalti_data::shard::{Contents, Origin, TokenizerId};
 use smalti_data::{Image, ImageBatch, RowTokens, ShardWriter, TokenRow};
 use smalti_models::Codes;
 use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
@@ -103,9 +103,14 @@ pub fn plan(args: &TokenizeArgs, settings: &Settings) -> Result<TokenizePlan> {
     if args.per_shard == 0 {
         return Err(Error::invalid("--per-shard", "a shard needs at least one row"));
     }
+    must_be_a_name(&args.out)?;
     let model = ModelPlan::find(args.model.as_deref())?;
     let planes = model.planes()?;
     let source = Images::open(args.images.config(&args.source, model.tokens.image_size, planes)?, planes, None)?;
+    if is_same(&args.out, source.dataset().path()) {
+        let problem = "is where the images are: shards do not go between them";
+        return Err(Error::invalid_hint(args.out.display(), problem, "choose another folder"));
+    }
     Ok(TokenizePlan {
         out: args.out.clone(),
         batch: args.batch.max(1),
@@ -123,7 +128,7 @@ pub fn plan(args: &TokenizeArgs, settings: &Settings) -> Result<TokenizePlan> {
 /// A folder of other tokens, what reading, computing and writing return, or [`Error::Interrupted`]; finished shards stay.
 pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutcome> {
     prepare_folder(&plan.out)?;
-    let mut rows = Rows::open(plan)?;
+    let mut rows = Rows::open(plan, progress)?;
     let resumed_at = rows.writer.next();
     if !rows.writer.manifest().complete {
         let device = device::open(&plan.device)?;
@@ -193,7 +198,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn open(plan: &TokenizePlan) -> Result<Self> {
+    fn open(plan: &TokenizePlan, progress: &dyn Progress) -> Result<Self> {
         let dataset = plan.source.dataset();
         let copies = if plan.flip { 2 } else { 1 };
         let mut data = dataset.describe();
@@ -212,7 +217,11 @@ impl Rows {
             transforms: transforms.to_string(),
             classes: dataset.classes().to_vec(),
         };
-        Ok(Self { writer: ShardWriter::open(&plan.out, origin, plan.per_shard)?, copies })
+        let writer = ShardWriter::open(&plan.out, origin, plan.per_shard)?;
+        if writer.next() > 0 {
+            progress.say("comparing the images with those of the finished shards");
+        }
+        Ok(Self { writer: writer.with_contents(Contents::new(dataset.clone(), copies))?, copies })
     }
 
     /// Adds the rows of a batch. Images that it left out are noted as skipped.

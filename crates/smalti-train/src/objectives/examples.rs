@@ -1,17 +1,18 @@
 //! What a generator learns from: token shards, or images that its tokenizer turns into tokens at each step.
 
-use super::skipped::SkippedImages;
-use crate::conditions::{ConditionReader, Facts};
+use super::images;
+use super::skipped::Seen;
+use crate::conditions::{ConditionReader, Facts, must_say};
 use crate::pixels;
 use crate::recipe::ExampleSource;
 use burn::tensor::{Device, Tensor, TensorData};
-use smalti_base::{Error, Planes, Result, Rng, TokenSpec, rng::Stream};
+use smalti_base::{Error, Planes, Result, Rng, TokenSpec, files, rng::Stream};
 use smalti_data::DataConfig;
 use smalti_data::datasets::{About, Dataset};
-use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Order};
+use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Order, Skipped};
 use smalti_data::shard::{RowTokens, Shards};
 use smalti_models::Codes;
-use smalti_models::generators::{Condition, SoftTargets};
+use smalti_models::generators::{Condition, Conditions, SoftTargets};
 use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -30,11 +31,16 @@ pub(super) enum Opened {
 }
 
 impl Opened {
-    /// Opens the source; `classes`, if given, are the names that labels of images count by.
+    /// Opens the source, whose section in the recipe is `key`, for a tokenizer of this kind of images; `classes`, if given, are the names that labels of images count by.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for tokens of another kind than the model's, or what opening returns.
-    pub(super) fn open(source: &ExampleSource, spec: &TokenSpec, classes: Option<&[String]>) -> Result<Self> {
+    pub(super) fn open(
+        source: &ExampleSource,
+        key: &str,
+        (spec, planes): (&TokenSpec, Planes),
+        classes: Option<&[String]>,
+    ) -> Result<Self> {
         match source {
             ExampleSource::Tokens(path) => {
                 let shards = Shards::open(path)?;
@@ -43,7 +49,8 @@ impl Opened {
             }
             ExampleSource::Images(config) => {
                 let classes = classes.filter(|classes| !classes.is_empty());
-                Ok(Self::Images(config.open(classes)?.into(), config.clone()))
+                let dataset = images::open(config, key, spec.image_size, planes, classes)?;
+                Ok(Self::Images(dataset.into(), config.clone()))
             }
         }
     }
@@ -80,6 +87,29 @@ impl Opened {
         }
     }
 
+    /// What identifies the examples.
+    ///
+    /// # Errors
+    /// What reading labels and captions returns.
+    pub(super) fn identity(&self) -> Result<String> {
+        match self {
+            Self::Tokens(shards, _) => {
+                let manifest = shards.manifest();
+                let sums: Vec<&str> = manifest.shards.iter().map(|shard| shard.sha256.as_str()).collect();
+                let sha256 = files::sha256_bytes(sums.join("\n").as_bytes());
+                Ok(format!("{} token shards of {} rows, contents {sha256}", sums.len(), shards.len()))
+            }
+            Self::Images(dataset, _) => images::identity(&**dataset),
+        }
+    }
+
+    pub(super) fn warnings(&self) -> Vec<String> {
+        match self {
+            Self::Tokens(..) => Vec::new(),
+            Self::Images(dataset, _) => images::warnings(&**dataset).collect(),
+        }
+    }
+
     /// Caption and keywords of an example, each once.
     pub(super) fn phrases(&self, index: usize) -> Result<Vec<String>> {
         let about = self.about(index)?;
@@ -113,6 +143,23 @@ pub(super) struct Examples {
     opened: Opened,
 }
 
+/// Checks that each example says what the model's condition is, without making conditions of it.
+///
+/// # Errors
+/// As [`Examples::read`].
+pub(super) fn must_all_say(opened: &Opened, takes: &Conditions, codes: Option<&CodesByKey>) -> Result<()> {
+    for index in 0..opened.len() {
+        let about = opened.about(index)?;
+        let place = format!("{}: image `{}`", opened.place(), about.key);
+        let codes = codes.map(|codes| codes.of(&about.key, &place)).transpose()?;
+        must_say(takes, &place, Facts { label: about.label, text: about.text.as_deref(), codes })?;
+    }
+    match opened.len() {
+        0 => Err(Error::invalid(opened.place(), "holds no images")),
+        _ => Ok(()),
+    }
+}
+
 impl Examples {
     /// Reads the condition of every example.
     ///
@@ -137,6 +184,10 @@ impl Examples {
         self.conditions.len()
     }
 
+    pub(super) fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
     /// So many conditions, spread over the data.
     pub(super) fn spread(&self, count: usize) -> Vec<Condition> {
         let images = self.len();
@@ -155,7 +206,15 @@ impl Examples {
                 Some(Loader::new(dataset.clone(), config, seed, start)?)
             }
         };
-        Ok(Endless { examples: self, order: Order::new(seed, self.len()), batch, seed, at: start, loader })
+        Ok(Endless {
+            examples: self,
+            order: Order::new(seed, self.len()),
+            batch,
+            seed,
+            at: start,
+            loader,
+            seen: Seen::default(),
+        })
     }
 
     /// Every example once, at most so many, in batches.
@@ -170,7 +229,7 @@ impl Examples {
                 Some(Loader::ordered(dataset.clone(), config, 0, 0)?)
             }
         };
-        Ok(Once { examples: self, batch, most: most.min(self.len()), at: 0, loader })
+        Ok(Once { examples: self, batch, most: most.min(self.len()), at: 0, loader, seen: Seen::default() })
     }
 
     fn rows(&self, rows: &[usize], streams: impl Fn(usize, usize) -> Stream) -> Result<Batch> {
@@ -252,12 +311,13 @@ pub(super) struct Endless<'a> {
     /// The next example.
     at: u64,
     loader: Option<Loader>,
+    seen: Seen,
 }
 
 impl Endless<'_> {
-    /// Notes images that could not be used.
-    pub(super) fn follow(&self, skipped: &SkippedImages) {
-        self.loader.iter().for_each(|loader| skipped.follow(loader));
+    /// Images that could not be used, since the last call.
+    pub(super) fn skipped(&mut self) -> Vec<Skipped> {
+        self.loader.as_ref().map(|loader| self.seen.new_of(loader)).unwrap_or_default()
     }
 
     fn rows(&mut self) -> Result<Batch> {
@@ -291,6 +351,14 @@ pub(super) struct Once<'a> {
     /// The next example.
     at: usize,
     loader: Option<Loader>,
+    seen: Seen,
+}
+
+impl Once<'_> {
+    /// Images that could not be used so far.
+    pub(super) fn skipped(&mut self) -> Vec<Skipped> {
+        self.loader.as_ref().map(|loader| self.seen.new_of(loader)).unwrap_or_default()
+    }
 }
 
 impl Iterator for Once<'_> {
