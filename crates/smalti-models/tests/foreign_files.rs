@@ -62,6 +62,33 @@ fn nothing_is_executed() {
     }
 }
 
+/// All that Lightning and others pickle beside the weights, and the oldest container; `files/odd.py` made them.
+#[test]
+fn what_holds_no_tensor_is_passed_over() {
+    let floats = |source: &dyn Source, name: &str| source.read(name).unwrap().floats().unwrap().to_vec();
+    for name in ["odd-2.ckpt", "odd-4.ckpt", "odd-legacy.ckpt", "odd-tar.ckpt"] {
+        let source = open_weights(&file(name)).unwrap();
+        let below = Below::new(source.as_ref(), "state_dict").unwrap();
+        let shapes = [("encoder.bias".to_string(), vec![2]), ("encoder.weight".to_string(), vec![2, 3])];
+        assert_eq!(below.shapes(), shapes.into(), "{name}");
+        assert_eq!(floats(&below, "encoder.weight"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5], "{name}");
+        assert_eq!(floats(&below, "encoder.bias"), [-1.0, 2.0], "{name}");
+        if name == "odd-tar.ckpt" {
+            continue;
+        }
+        let found = |name: &str| floats(source.as_ref(), name);
+        assert_eq!(found("callbacks.lightning_parts.ModelCheckpoint.best"), [0.25]);
+        assert_eq!(found("optimizer_states.0.state.0.exp_avg"), [0.0; 6]);
+        assert_eq!(found("keys.(1,a)"), [1.0; 3]);
+        assert_eq!(found("args.mean"), [1.0; 2]);
+        assert_eq!(found("queue.2.t"), [1.0]);
+        assert_eq!(found("slots.b"), [1.0]);
+        assert_eq!(found("listed.1"), [0.0; 2]);
+        assert_eq!(found("listed.extra"), [3.0]);
+        assert!(source.shapes().keys().all(|name| !name.starts_with("itself") && !name.contains("hyper")));
+    }
+}
+
 fn damaged(s: &mut Stream, whole: &[u8]) -> Vec<u8> {
     let mut bytes = whole.to_vec();
     for _ in 0..1 + s.below(3) {
