@@ -196,7 +196,7 @@ fn fitting<T>(
     if let Some(system) = kind.official.filter(|system| Rules::has(system, name).is_ok_and(|has| has)) {
         let rules = Rules::builtin(system, name)?;
         for (_, view) in views(source, kind.part) {
-            let Ok(plan) = rules.plan(view.as_ref()) else { continue };
+            let Ok(plan) = rules.plan_for(view.as_ref(), entries) else { continue };
             let seen = Seen { source: &plan, rules: Some(&rules), entries, allowed };
             let report = seen.report();
             if report.problems() == 0 {

@@ -13,7 +13,7 @@ use self::container::{Shared, Storages};
 use self::names::Named;
 use self::rebuild::shown;
 use super::tensors::{Source, Stored, decode};
-use smalti_base::{Error, Result};
+use smalti_base::{Error, Result, files};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -30,8 +30,7 @@ impl PytorchFile {
     /// # Errors
     /// [`Error::Io`], or [`Error::Invalid`] if the file is damaged, holds no tensors, or asks for more memory than a checkpoint needs.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, e))?;
-        let shared = Shared::new(file).map_err(|e| Error::io("read", path, e))?;
+        let shared = Shared::new(files::open(path)?).map_err(|e| Error::io("read", path, e))?;
         let broken = |problem: String| Error::file(path, format!("not a whole PyTorch file: {problem}"));
         let (values, storages) = container::open(shared).map_err(broken)?;
         let tensors = names::named(&values).map_err(broken)?;
