@@ -5,7 +5,7 @@ mod temporary;
 mod write;
 
 pub use lock::FolderLock;
-pub use write::{create_folder, must_be_writable, write_atomic, write_bytes, write_folder};
+pub use write::{create_folder, link_folder, must_be_writable, write_atomic, write_bytes, write_folder};
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};

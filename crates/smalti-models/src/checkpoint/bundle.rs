@@ -266,6 +266,10 @@ impl BundlePaths {
             return Ok(None);
         }
         match self.manifest()?.parts.remove(&part) {
+            Some(PartFacts { sha256, refers: Some(refers), .. }) if !self.weights(part).is_file() => {
+                must_be_sum(&refers.file.display().to_string(), &refers.sha256, &sha256)?;
+                Ok(Some(sha256))
+            }
             Some(facts) => Ok(Some(facts.sha256)),
             None => {
                 let problem = format!("bundle.json says nothing of its {}", part.name());
@@ -384,14 +388,9 @@ pub fn copy_part<C: Serialize>(
     weights: &dyn Source,
     precision: Precision,
 ) -> Result<PartFacts> {
-    let folder = bundle.root.join(part.name());
-    files::create_folder(&folder)?;
+    files::create_folder(&bundle.root.join(part.name()))?;
     let metadata = BTreeMap::from([("format".to_string(), "smalti".to_string())]);
-    if let Err(error) = copy_tensors(&bundle.weights(part), weights, precision, &metadata) {
-        // Only empty folders go: what was there before stays.
-        let _ = std::fs::remove_dir(&folder).and_then(|()| std::fs::remove_dir(&bundle.root));
-        return Err(error);
-    }
+    copy_tensors(&bundle.weights(part), weights, precision, &metadata)?;
     config::write_json(&bundle.config(part), config)?;
     let parameters = weights.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
     Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters, refers: None })

@@ -142,7 +142,7 @@ impl WeightsFile {
             return Err(Error::invalid_hint(path.display(), "is a file of PyTorch, not of safetensors", hint));
         }
         if kind == Content::Unknown && header_len > MAX_HEADER {
-            let problem = "not a safetensors file: it does not begin with the length of a header";
+            let problem = "not a whole safetensors file: it does not begin with the length of a header";
             return Err(Error::file(path, problem));
         }
         if header_len > MAX_HEADER || header_len > length - 8 {
