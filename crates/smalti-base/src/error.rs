@@ -94,12 +94,12 @@ impl Error {
 
     /// An [`Error::Invalid`] without a hint.
     pub fn invalid(place: impl std::fmt::Display, problem: impl Into<String>) -> Self {
-        Self::Invalid { place: place.to_string(), problem: problem.into(), hint: None }
+        Self::Invalid { place: short(place.to_string()), problem: short(problem.into()), hint: None }
     }
 
     /// An [`Error::Invalid`] that says what to do.
     pub fn invalid_hint(place: impl std::fmt::Display, problem: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Invalid { place: place.to_string(), problem: problem.into(), hint: Some(hint.into()) }
+        Self::Invalid { place: short(place.to_string()), problem: short(problem.into()), hint: Some(hint.into()) }
     }
 
     /// An [`Error::Invalid`] about a file.
@@ -115,13 +115,26 @@ impl Error {
         known: impl IntoIterator<Item = S>,
     ) -> Self {
         let known = known.into_iter().map(Into::into).collect();
-        Self::Unknown { place: place.to_string(), kind: kind.into(), name: name.into(), known }
+        Self::Unknown { place: short(place.to_string()), kind: kind.into(), name: short(name.into()), known }
     }
 
     /// An [`Error::Unsupported`] that says what to do instead.
     pub fn unsupported(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Unsupported { what: what.into(), hint: Some(hint.into()) }
+        Self::Unsupported { what: short(what.into()), hint: Some(hint.into()) }
     }
+}
+
+/// Most bytes of a text in an error.
+const LONGEST: usize = 8 << 10;
+
+/// A text that repeats something huge, such as a value of a broken file, with its middle left out.
+fn short(text: String) -> String {
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let head = &text[..text.floor_char_boundary(LONGEST / 2)];
+    let tail = &text[text.ceil_char_boundary(text.len() - LONGEST / 4)..];
+    format!("{head} ... [{} bytes left out] ... {tail}", text.len() - head.len() - tail.len())
 }
 
 fn hint_suffix(hint: &Option<String>) -> String {
@@ -155,6 +168,20 @@ pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_values_are_not_repeated() {
+        let error = Error::invalid(
+            "config.json",
+            format!("invalid type: string \"{}\", expected u64", "\u{e4}".repeat(1 << 20)),
+        );
+        let text = error.to_string();
+        assert!(
+            text.len() < 10_000 && text.contains("bytes left out") && text.ends_with("expected u64"),
+            "{}",
+            text.len()
+        );
+    }
 
     #[test]
     fn unknown_names_show_the_nearest() {

@@ -132,14 +132,18 @@ pub fn evaluate(outcome: &EvaluateOutcome) -> String {
         table.row(["usage", &format!("{:.1}%", 100.0 * numbers.usage), &format!("of {} codes", numbers.vocabulary)]);
         table.row(["perplexity", &format!("{:.1}", numbers.perplexity), ""]);
     }
+    let loss = match outcome.unconditional {
+        true => "validation loss of the generator, without a condition",
+        false => "validation loss of the generator",
+    };
     match &outcome.generator {
         None => {}
         Some(GeneratorNumbers::Bits(numbers)) => {
-            table.row(["bits/token", &format!("{:.4}", numbers.bits_per_token), "validation loss of the generator"]);
+            table.row(["bits/token", &format!("{:.4}", numbers.bits_per_token), loss]);
             table.row(["bits/pixel", &format!("{:.4}", numbers.bits_per_pixel), "tokens x bits / (height x width)"]);
         }
         Some(GeneratorNumbers::Diffusion { diffusion_loss }) => {
-            table.row(["diffusion", &format!("{diffusion_loss:.4}"), "validation loss of the generator"]);
+            table.row(["diffusion", &format!("{diffusion_loss:.4}"), loss]);
         }
     }
     if let Some(effect) = &outcome.weights {

@@ -1,5 +1,6 @@
 //! Progress on a terminal, as lines elsewhere, or not at all.
 
+use crate::screen::printable;
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use smalti::Progress;
 use std::cell::RefCell;
@@ -54,6 +55,7 @@ impl Terminal {
     }
 
     fn line(&self, text: &str) {
+        let text = &*printable(text);
         let bar = self.work.borrow().as_ref().and_then(|work| work.bar.clone());
         match (self.style, bar) {
             (Style::Hidden, _) => {}
@@ -122,6 +124,7 @@ fn bar(what: &str, total: u64, unit: &str) -> ProgressBar {
 impl Progress for Terminal {
     fn begin(&self, what: &str, total: u64, unit: &'static str) {
         self.end();
+        let what = &*printable(what);
         let bar = (self.style == Style::Bar).then(|| bar(what, total, unit));
         let work = Work {
             what: what.to_string(),
@@ -151,7 +154,7 @@ impl Progress for Terminal {
         let Some(work) = slot.as_mut() else { return };
         // A step that has nothing to say leaves the last note in place.
         if !note.is_empty() {
-            work.note = note.to_string();
+            work.note = printable(note).into_owned();
         }
         if let Some(bar) = &work.bar {
             bar.set_prefix(work.note.clone());

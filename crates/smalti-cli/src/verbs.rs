@@ -57,19 +57,12 @@ pub fn run(cli: Cli, screen: &Screen) -> Result<Ending> {
             };
             session.carry_out(parity::plan(&args, settings), run, render::parity)
         }
-        Verb::Inspect(args) => {
-            screen.show(&smalti::inspect::run(&args)?, render::inspect);
-            Ok(())
-        }
-        Verb::Systems => {
-            screen.show(&smalti::systems::run(), render::systems);
-            Ok(())
-        }
+        Verb::Inspect(args) => screen.show(&smalti::inspect::run(&args)?, render::inspect),
+        Verb::Systems => screen.show(&smalti::systems::run(), render::systems),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "smalti", &mut script);
-            screen::print(&String::from_utf8_lossy(&script));
-            Ok(())
+            screen::print(&String::from_utf8_lossy(&script))
         }
     }?;
     Ok(ending)
@@ -95,6 +88,5 @@ impl Session<'_> {
             true => self.screen.plan(&plan),
             false => self.screen.show(&run(&plan, self.progress)?, text),
         }
-        Ok(())
     }
 }

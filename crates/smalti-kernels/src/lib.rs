@@ -32,6 +32,7 @@ pub use attention::{attention, attention_over};
 pub use cached_attention::cached_attention;
 pub use chunks::chunks;
 pub use conv2d::{Conv2dOptions, Convolution, conv2d, set_convolution};
+pub use cpu::simd::check_environment;
 pub use cross_entropy::softmax_cross_entropy;
 pub use gated::{gated_residual, modulate};
 pub use group_norm::group_norm;

@@ -3,6 +3,7 @@
 use crate::Settings;
 use crate::judge::JudgePlan;
 use crate::model::ModelPlan;
+use crate::output::must_be_a_name;
 use crate::stages::must_follow;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, files};
@@ -76,6 +77,7 @@ pub fn plan(args: &AssembleArgs, _: &Settings) -> Result<AssemblePlan> {
     if args.next.is_none() && args.judge.is_none() && !args.refer {
         return Err(Error::invalid_hint("assemble", "nothing is to be added", "give --next, --judge or --refer"));
     }
+    must_be_a_name(&args.out)?;
     if args.out.exists() {
         return Err(Error::invalid_hint(args.out.display(), "is there already", "choose another folder with --out"));
     }

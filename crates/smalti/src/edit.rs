@@ -2,7 +2,7 @@
 
 use crate::generating::{Generating, Typed, generate};
 use crate::model::Wish;
-use crate::output::Output;
+use crate::output::{Output, must_not_overwrite};
 use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Progress, Result, device, files};
@@ -92,6 +92,9 @@ pub struct EditOutcome {
 /// As for `generate`, an image or mask that cannot be read, a mask that marks nothing, or tokens that are not in grids.
 pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     let out = Output::file(&args.out)?;
+    let read = [("the image", Some(&args.image)), ("the mask", Some(&args.mask))];
+    let read = read.into_iter().chain([("the condition's image", args.condition.as_ref())]);
+    must_not_overwrite(&out, read.filter_map(|(what, path)| Some((what, path?.as_path()))))?;
     let wish = Wish { prompt: args.prompt.as_deref(), class: args.class.as_deref(), image: args.condition.as_deref() };
     let (model, negative) = (args.model.as_deref(), args.negative.as_deref());
     let typed = Typed { model, wish, negative, sampling: &args.sampling, weights: &args.weights };

@@ -31,6 +31,9 @@ pub struct EvaluateArgs {
     /// Number of images to process at once
     #[arg(long, value_name = "N", default_value_t = EvaluateArgs::default().batch)]
     pub batch: usize,
+    /// Measure the generator without any condition, whatever the data says of its images
+    #[arg(long)]
+    pub unconditional: bool,
     /// How the generator's weights are kept: a reduced precision is compared with f32.
     #[command(flatten)]
     pub weights: WeightsArgs,
@@ -45,6 +48,7 @@ impl Default for EvaluateArgs {
             model: PathBuf::new(),
             data: PathBuf::new(),
             batch: 32,
+            unconditional: false,
             weights: WeightsArgs::default(),
             images: SourceArgs::default(),
         }
@@ -56,6 +60,8 @@ impl Default for EvaluateArgs {
 pub struct EvaluatePlan {
     /// Images at the same time.
     pub batch: usize,
+    /// Whether the generator is measured without any condition.
+    pub unconditional: bool,
     /// Where to compute.
     pub device: String,
     /// How the generator's weights are kept, beside `f32`.
@@ -80,6 +86,9 @@ pub struct EvaluateOutcome {
     pub tokenizer: TokenizerNumbers,
     /// How well the generator predicts the images' tokens, if the model has one.
     pub generator: Option<GeneratorNumbers>,
+    /// Whether the generator was told nothing of the images, although it takes a condition.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unconditional: bool,
     /// What reduced weights do to the generator, if they were asked for.
     pub weights: Option<WeightsEffect>,
 }
@@ -174,7 +183,45 @@ pub fn plan(args: &EvaluateArgs, settings: &Settings) -> Result<EvaluatePlan> {
             ));
         }
     }
-    Ok(EvaluatePlan { batch: args.batch.max(1), device, weights, data, model })
+    must_say_conditions(&model, &data, args.unconditional)?;
+    Ok(EvaluatePlan { batch: args.batch.max(1), unconditional: args.unconditional, device, weights, data, model })
+}
+
+/// Without its condition a generator has another loss: it must not go by the same name unasked.
+fn must_say_conditions(model: &ModelPlan, data: &Images, unconditional: bool) -> Result<()> {
+    let Some(generator) = model.has_generator().then(|| model.must_generate()).transpose()? else { return Ok(()) };
+    let (takes_class, takes_text) = (model.condition.classes().is_some(), model.condition.text().is_some());
+    if unconditional {
+        let hint = "leave out --unconditional";
+        return match (takes_class || takes_text, generator.abilities().needs_a_condition) {
+            (false, _) => Err(Error::invalid_hint("--unconditional", "this model takes no class and no caption", hint)),
+            (true, true) => {
+                Err(Error::invalid_hint("--unconditional", "this model makes nothing without a condition", hint))
+            }
+            (true, false) => Ok(()),
+        };
+    }
+    if !(takes_class || takes_text) || needs_images(model) {
+        return Ok(());
+    }
+    let dataset = data.dataset();
+    let (mut unlabelled, mut silent) = (0, 0);
+    for index in 0..dataset.len() {
+        let about = dataset.about(index)?;
+        unlabelled += usize::from(takes_class && about.label.is_none());
+        silent += usize::from(takes_text && about.text.is_none());
+    }
+    match [(unlabelled, "class"), (silent, "caption")].into_iter().find(|(missing, _)| *missing > 0) {
+        None => Ok(()),
+        Some((missing, what)) => Err(Error::invalid_hint(
+            dataset.path().display(),
+            format!(
+                "{missing} of its {} images have no {what}, which the generator of this model takes",
+                dataset.len()
+            ),
+            "give data in which each image has one, or measure without any condition by --unconditional",
+        )),
+    }
 }
 
 /// Whether the generator's conditions are images, which a data set does not hold beside its own.
@@ -233,6 +280,7 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
                 vocabulary: usage.histogram().len(),
             }),
         },
+        unconditional: plan.unconditional,
         generator: judge
             .as_ref()
             .map(|judge| GeneratorNumbers::of(judge.exact.mean(), &plan.model.tokens, planes.count())),
@@ -281,6 +329,7 @@ struct Judge {
     exact: Judged,
     reduced: Option<(Judged, Differences, WeightPrecision)>,
     reader: ConditionReader,
+    unconditional: bool,
 }
 
 impl Judge {
@@ -293,12 +342,18 @@ impl Judge {
             WeightPrecision::F32 => None,
             weights => Some((open(*weights)?, Differences::default(), *weights)),
         };
-        Ok(Self { exact: open(WeightPrecision::F32)?, reduced, reader })
+        Ok(Self { exact: open(WeightPrecision::F32)?, reduced, reader, unconditional: plan.unconditional })
     }
 
     fn add(&mut self, codes: Codes, batch: &ImageBatch) -> Result<()> {
-        let facts = |i: usize| Facts { label: batch.labels[i], text: batch.texts[i].as_deref(), codes: None };
-        let conditions = (0..batch.len()).map(|i| self.reader.known(facts(i))).collect::<Result<Vec<_>>>()?;
+        let condition = |i: usize| match self.unconditional {
+            true => Ok(Condition::none()),
+            false => {
+                let facts = Facts { label: batch.labels[i], text: batch.texts[i].as_deref(), codes: None };
+                self.reader.whole(&batch.keys[i], facts)
+            }
+        };
+        let conditions = (0..batch.len()).map(condition).collect::<Result<Vec<_>>>()?;
         let Some((reduced, differences, _)) = &mut self.reduced else {
             return self.exact.add(codes, &conditions);
         };

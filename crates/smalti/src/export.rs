@@ -1,6 +1,7 @@
 //! `export`: a part of a bundle in the layout of the official code.
 
 use crate::Settings;
+use crate::output::{is_inside, is_same};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Progress, Result};
 use smalti_models::checkpoint::import::rules_of;
@@ -87,6 +88,13 @@ pub fn plan(args: &ExportArgs, _: &Settings) -> Result<ExportPlan> {
             return Err(Error::invalid_hint(paths.root().display(), problem, "choose one with --part"));
         }
     };
+    if is_inside(&args.out, paths.root()) || is_same(&args.out, &paths.located(part)?) {
+        return Err(Error::invalid_hint(
+            args.out.display(),
+            "would be written into the bundle that is read",
+            "choose a name outside of it",
+        ));
+    }
     if args.out.extension().is_none_or(|ending| ending != "safetensors") {
         return Err(Error::file(&args.out, "must end in .safetensors, the only format that is written"));
     }

@@ -3,7 +3,7 @@
 use crate::generating::{Generating, Typed};
 use crate::judge::{self, JudgePlan};
 use crate::model::{ModelPlan, Wish};
-use crate::output::Output;
+use crate::output::{Output, is_inside, must_not_overwrite};
 use crate::stages::{Stages, StopAt};
 use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
@@ -166,6 +166,7 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         }
     };
     let judge = judge_of(args, &generating)?;
+    must_keep_condition(args, &out, settings.seed())?;
     Ok(GeneratePlan {
         count: args.count,
         batch: args.batch.min(args.count),
@@ -178,6 +179,20 @@ pub fn plan(args: &GenerateArgs, settings: &Settings) -> Result<GeneratePlan> {
         stage: args.stage,
         generating,
     })
+}
+
+/// The condition's image must not be among the files that are written.
+fn must_keep_condition(args: &GenerateArgs, out: &Output, seed: u64) -> Result<()> {
+    let Some(image) = &args.condition else { return Ok(()) };
+    let read = || [("the condition's image", image.as_path())];
+    match out {
+        Output::File(path) => must_not_overwrite(path, read()),
+        Output::Folder(folder) if is_inside(image, folder) => {
+            let names = (0..args.count as u64).map(|i| name(folder, seed.wrapping_add(i)));
+            names.into_iter().try_for_each(|path| must_not_overwrite(&path, read()))
+        }
+        Output::Folder(_) => Ok(()),
+    }
 }
 
 /// The stages after the base that run.

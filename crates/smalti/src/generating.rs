@@ -5,7 +5,7 @@ use crate::{SamplingArgs, Settings, WeightsArgs};
 use burn::tensor::Device;
 use serde::Serialize;
 use smalti_base::{Error, Progress, Result};
-use smalti_models::generators::GeneratorModel;
+use smalti_models::generators::{GeneratorModel, check_sampling};
 use smalti_models::sampling::Sampling;
 use smalti_models::{Codes, Condition, Generator, ImageRequest, Request};
 use smalti_nn::dense::WeightPrecision;
@@ -61,7 +61,7 @@ impl Generating {
         let device = settings.device_name()?;
         let weights = typed.weights.resolve(&device)?;
         let model = ModelPlan::find(typed.model)?;
-        model.must_generate()?;
+        let generator = model.must_generate()?;
         let condition = model.condition(typed.wish)?;
         let mut sampling = typed.sampling.over(model.sampling())?;
         let away_from = typed.negative.map_or(Ok(Condition::none()), |prompt| model.negative(prompt))?;
@@ -69,6 +69,7 @@ impl Generating {
             // Guidance strengthens a condition: without one it only doubles the work.
             sampling.guidance = 1.0;
         }
+        check_sampling(&**generator, &sampling)?;
         if !away_from.is_none() && !sampling.is_guided() {
             return Err(Error::invalid_hint(
                 "--negative",

@@ -1,6 +1,7 @@
 //! `import`: official weights to a bundle.
 
 use crate::Settings;
+use crate::output::{is_inside, must_be_a_name};
 use crate::variants::{self, PartConfig, Variant};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -138,6 +139,11 @@ pub fn plan(args: &ImportArgs, _: &Settings, progress: &dyn Progress) -> Result<
     }
     if found.is_empty() {
         return Err(refused(args, &attempts, wished.as_ref()));
+    }
+    must_be_a_name(&args.out)?;
+    if is_inside(&path, &args.out) {
+        let problem = format!("holds the weights that are read, {}", path.display());
+        return Err(Error::invalid_hint(args.out.display(), problem, "choose another folder with --out"));
     }
     must_suit(&BundlePaths::at(&args.out), &found)?;
     let precision = if args.f16 { Precision::F16 } else { Precision::F32 };

@@ -445,21 +445,87 @@ pub fn default_model() -> Result<PathBuf> {
     })
 }
 
-/// The number of a class that was typed as a number or a name.
+/// The number of a class that was typed as its name, its number, or `#` and its number.
+///
+/// The exact name comes first, then a name that differs in upper and lower case only. A number without `#` counts if no class has
+/// a number for its name.
 ///
 /// # Errors
-/// [`Error::Unknown`] with the names, [`Error::Invalid`] for a number out of range.
+/// [`Error::Unknown`] with the names, [`Error::Invalid`] for a number out of range, or for what can mean several classes: then with
+/// all of them.
 pub fn class_number(typed: &str, classes: usize, names: &[String]) -> Result<u32> {
-    if let Some(number) = names.iter().position(|name| name.eq_ignore_ascii_case(typed)) {
-        return Ok(number as u32);
+    let number = |typed: &str| match typed.parse::<usize>() {
+        Ok(number) if number < classes => Some(Ok(number as u32)),
+        Ok(number) => Some(Err(Error::invalid("--class", format!("class {number} is not in 0..{classes}")))),
+        Err(_) => None,
+    };
+    if let Some(found) = typed.strip_prefix('#').and_then(number) {
+        return found;
     }
-    match typed.parse::<u32>() {
-        Ok(number) if (number as usize) < classes => Ok(number),
-        Ok(number) => Err(Error::invalid("--class", format!("class {number} is not in 0..{classes}"))),
-        Err(_) if names.is_empty() => Err(Error::invalid(
+    let those = |is: &dyn Fn(&str) -> bool| names.iter().enumerate().filter(|(_, name)| is(name)).collect::<Vec<_>>();
+    let lower = typed.to_lowercase();
+    for candidates in [those(&|name| name == typed), those(&|name| name.to_lowercase() == lower)] {
+        match candidates.as_slice() {
+            [] => {}
+            [(number, _)] => return Ok(*number as u32),
+            several => {
+                let several: Vec<String> =
+                    several.iter().map(|(number, name)| format!("`{name}` (#{number})")).collect();
+                let problem = format!("`{typed}` can mean {}", several.join(" or "));
+                return Err(Error::invalid_hint("--class", problem, "give the name exactly, or # and the number"));
+            }
+        }
+    }
+    let are_numbers = names.iter().any(|name| name.parse::<u64>().is_ok());
+    match number(typed) {
+        Some(_) if are_numbers => Err(Error::invalid_hint(
+            "--class",
+            format!("no class has the name `{typed}`, and here numbers are names: {}", listed(names)),
+            format!("give one of the names, or #{typed} for the class that is at place {typed}, counted from 0"),
+        )),
+        Some(found) => found,
+        None if names.is_empty() => Err(Error::invalid(
             "--class",
             format!("`{typed}` is not a number, and the classes of this model have no names"),
         )),
-        Err(_) => Err(Error::unknown("--class", "class", typed, names.iter().cloned())),
+        None => Err(Error::unknown("--class", "class", typed, names.iter().cloned())),
+    }
+}
+
+/// The first names of a list.
+fn listed(names: &[String]) -> String {
+    const LISTED: usize = 12;
+    let first: Vec<String> = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect();
+    let more = names.len().checked_sub(LISTED).filter(|more| *more > 0);
+    first.join(", ") + &more.map(|more| format!(" and {more} more")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::class_number;
+
+    #[test]
+    fn a_class_is_what_was_typed_or_an_error_that_lists_what_it_could_be() {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let cases = names(&["A", "Cat", "a", "crane", "crane"]);
+        let of = |typed: &str| class_number(typed, cases.len(), &cases);
+        assert_eq!((of("A").unwrap(), of("a").unwrap(), of("cat").unwrap()), (0, 2, 1));
+        assert_eq!((of("1").unwrap(), of("#4").unwrap()), (1, 4));
+        let refused = of("crane").unwrap_err().to_string();
+        assert!(refused.contains("`crane` (#3) or `crane` (#4)"), "{refused}");
+        assert!(class_number("b", 2, &names(&["B", "\u{212a}elvin"])).is_ok());
+        let both = class_number("cAT", 2, &names(&["cat", "CAT"])).unwrap_err().to_string();
+        assert!(both.contains("`cat` (#0) or `CAT` (#1)"), "{both}");
+        assert!(of("7").unwrap_err().to_string().contains("class 7 is not in 0..5"));
+        assert!(of("#7").unwrap_err().to_string().contains("class 7 is not in 0..5"));
+        // Folders that are called by numbers: a number is a name, wherever the folder stands.
+        let numbers = names(&["1", "10", "11", "12", "2", "3"]);
+        assert_eq!(class_number("2", 6, &numbers).unwrap(), 4);
+        assert_eq!(class_number("#2", 6, &numbers).unwrap(), 2);
+        let refused = class_number("0", 6, &numbers).unwrap_err().to_string();
+        assert!(refused.contains("numbers are names: `1`, `10`") && refused.contains("#0"), "{refused}");
+        // Without names a number is the number.
+        assert_eq!(class_number("3", 10, &[]).unwrap(), 3);
+        assert!(class_number("cat", 10, &[]).unwrap_err().to_string().contains("have no names"));
     }
 }

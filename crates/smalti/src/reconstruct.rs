@@ -2,7 +2,7 @@
 
 use crate::Settings;
 use crate::model::ModelPlan;
-use crate::output::{file_stem, prepare_folder};
+use crate::output::{Names, file_stem, is_inside, must_be_a_name, must_not_overwrite, prepare_folder};
 use crate::source::{Images, SourceArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenSpec, device};
@@ -10,11 +10,12 @@ use smalti_data::image::{Image, grid, save_png};
 use smalti_data::loader::Skipped;
 use smalti_eval::{Compared, Fidelity, FidelitySum};
 use smalti_train::pixels;
-use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Pixels between an image and its reconstruction.
 const GAP: usize = 2;
+/// The contact sheet's name.
+const SHEET: &str = "grid";
 /// Most images on the contact sheet.
 const ON_SHEET: usize = 64;
 /// Pairs in a row of it, if only pairs are shown.
@@ -119,7 +120,9 @@ pub fn plan(args: &ReconstructArgs, settings: &Settings) -> Result<ReconstructPl
     let model = ModelPlan::find(args.model.as_deref())?;
     let planes = model.planes()?;
     let levels = levels(args.levels.as_deref(), &model.tokens)?;
+    must_be_a_name(&args.out)?;
     let source = Images::open(args.images.config(&args.source, model.tokens.image_size, planes)?, planes, None)?;
+    must_keep_source(&args.out, &source)?;
     Ok(ReconstructPlan {
         out: args.out.clone(),
         levels,
@@ -128,6 +131,20 @@ pub fn plan(args: &ReconstructArgs, settings: &Settings) -> Result<ReconstructPl
         source,
         model,
     })
+}
+
+/// The pictures must not be written over the images, nor between them, where the next run would read them.
+fn must_keep_source(out: &Path, source: &Images) -> Result<()> {
+    let dataset = source.dataset();
+    let path = dataset.path();
+    if path.is_dir() && is_inside(out, path) && dataset.kind() == "image_folder" {
+        let problem = format!("is in the folder of the images that are read, {}", path.display());
+        return Err(Error::invalid_hint(out.display(), problem, "choose a folder outside of it with --out"));
+    }
+    let file = |stem: &str| out.join(format!("{stem}.png"));
+    let written = [SHEET.to_string(), file_stem(&dataset.key(0))];
+    let written = written.iter().filter(|_| path.is_file());
+    written.into_iter().try_for_each(|stem| must_not_overwrite(&file(stem), [("the image", path)]))
 }
 
 /// The numbers of `--levels`.
@@ -169,7 +186,7 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
     let planes = tokenizer.planes();
     let mut fidelity = FidelitySum::new(planes, Compared::Levels);
     let mut of_levels = vec![fidelity.clone(); plan.levels.len()];
-    let (mut images, mut rows, mut names) = (Vec::new(), Vec::new(), HashSet::from(["grid".to_string()]));
+    let (mut images, mut rows, mut names) = (Vec::new(), Vec::new(), Names::without([SHEET]));
     let mut batches = plan.source.batches("reconstructing", 0, plan.batch, progress)?;
     while let Some(batch) = batches.next() {
         let batch = batch?;
@@ -189,7 +206,7 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
             let scores = fidelity.add(original, &picture)?;
             shown.push(picture.visible(planes));
             let row = grid(&shown, shown.len(), GAP)?;
-            let file = plan.out.join(unique(file_stem(key), &mut names) + ".png");
+            let file = plan.out.join(names.take(&file_stem(key)) + ".png");
             save_png(&file, &row, None)?;
             if rows.len() < ON_SHEET {
                 rows.push(row);
@@ -199,19 +216,11 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
         batches.done(&images.last().map(|image: &Reconstruction| image.scores.note()).unwrap_or_default());
     }
     let skipped = batches.finish()?;
-    let sheet = plan.out.join("grid.png");
+    let sheet = plan.out.join(format!("{SHEET}.png"));
     // About as wide as a sheet of pairs.
     let columns = (2 * COLUMNS + plan.levels.len()) / (plan.levels.len() + 2);
     save_png(&sheet, &grid(&rows, columns.max(1), 2 * GAP)?, None)?;
     let levels =
         plan.levels.iter().zip(&of_levels).map(|(levels, sum)| LevelScores { levels: *levels, mean: sum.mean() });
     Ok(ReconstructOutcome { mean: fidelity.mean(), levels: levels.collect(), images, grid: sheet, skipped })
-}
-
-/// The name, with a number if it is taken.
-fn unique(stem: String, taken: &mut HashSet<String>) -> String {
-    let numbered = (1..).map(|n| if n == 1 { stem.clone() } else { format!("{stem}-{n}") });
-    let name = numbered.into_iter().find(|name| !taken.contains(name)).unwrap_or(stem.clone());
-    taken.insert(name.clone());
-    name
 }

@@ -37,8 +37,9 @@ impl Settings {
     /// Applies what holds for the whole process; once, before anything computes.
     ///
     /// # Errors
-    /// As [`threads::set`].
+    /// As [`threads::set`] and [`smalti_kernels::check_environment`].
     pub fn apply(&self) -> Result<()> {
+        smalti_kernels::check_environment()?;
         if self.direct_convolution {
             smalti_kernels::set_convolution(smalti_kernels::Convolution::Direct);
         }

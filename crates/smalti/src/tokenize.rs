@@ -2,7 +2,7 @@
 
 use crate::Settings;
 use crate::model::ModelPlan;
-use crate::output::prepare_folder;
+use crate::output::{is_same, must_be_a_name, prepare_folder};
 use crate::source::{Batches, Images, SourceArgs};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -102,9 +102,14 @@ pub fn plan(args: &TokenizeArgs, settings: &Settings) -> Result<TokenizePlan> {
     if args.per_shard == 0 {
         return Err(Error::invalid("--per-shard", "a shard needs at least one row"));
     }
+    must_be_a_name(&args.out)?;
     let model = ModelPlan::find(args.model.as_deref())?;
     let planes = model.planes()?;
     let source = Images::open(args.images.config(&args.source, model.tokens.image_size, planes)?, planes, None)?;
+    if is_same(&args.out, source.dataset().path()) {
+        let problem = "is where the images are: shards do not go between them";
+        return Err(Error::invalid_hint(args.out.display(), problem, "choose another folder"));
+    }
     Ok(TokenizePlan {
         out: args.out.clone(),
         batch: args.batch.max(1),

@@ -1,5 +1,6 @@
 //! Code compiled for several instruction sets, chosen at run time.
 
+use smalti_base::{Error, Result};
 #[cfg(target_arch = "x86_64")]
 use std::sync::OnceLock;
 
@@ -39,11 +40,47 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
-/// Instruction sets that [`simd!`] compiles for.
+const VARIABLE: &str = "SMALTI_SIMD";
+
+/// Checks the variables of the environment that the kernels read; once, before anything computes.
+///
+/// # Errors
+/// [`Error::Unknown`] for an instruction set that is none, [`Error::Unsupported`] for one that this CPU does not have.
+pub fn check_environment() -> Result<()> {
+    let Some(wished) = std::env::var_os(VARIABLE).filter(|wished| !wished.is_empty()) else { return Ok(()) };
+    let there: &[&str] = match level_of_cpu() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => &["base", "avx2", "avx512"],
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => &["base", "avx2"],
+        Level::Base => &["base"],
+    };
+    match wished.to_string_lossy() {
+        wished if there.contains(&&*wished) => Ok(()),
+        wished if ["avx2", "avx512"].contains(&&*wished) => Err(Error::unsupported(
+            format!("{VARIABLE}={wished} on this CPU"),
+            format!("it has {}; without the variable the widest is taken", there.join(", ")),
+        )),
+        wished => Err(Error::unknown(VARIABLE, "instruction set", wished, ["base", "avx2", "avx512"])),
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
+fn level_of_cpu() -> Level {
+    widest(true)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn level_of_cpu() -> Level {
+    Level::Base
+}
+
+/// Instruction sets that [`simd!`] compiles for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     Base,
 }
@@ -54,7 +91,7 @@ pub(crate) enum Level {
 #[inline]
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| match std::env::var("SMALTI_SIMD").as_deref() {
+    *LEVEL.get_or_init(|| match std::env::var(VARIABLE).as_deref() {
         Ok("base") => Level::Base,
         Ok("avx2") => widest(false),
         _ => widest(true),

@@ -7,7 +7,6 @@
 use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
 use super::condition_vectors::{id_rows, ids_of};
 use super::denoiser::{Canvas, Denoiser, DiffusionConfig, Drawing, Place};
-use super::request::Subject;
 use super::upload::{gathered, index};
 use super::{
     Condition, ConditionVectors, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Request,
@@ -138,6 +137,10 @@ impl GeneratorSettings for CausalMarConfig {
     fn conditions(&self) -> &Conditions {
         &self.condition
     }
+
+    fn condition_dropout(&self) -> f32 {
+        self.condition_dropout
+    }
 }
 
 /// The network.
@@ -225,7 +228,7 @@ impl CausalMar {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, mut draws: Box<dyn VectorDraws>) -> Result<CausalMarGeneration> {
-        let known = request.check_vectors(&Subject::of(&self.config, self.config.condition_dropout))?;
+        let known = request.check_vectors(&self.config)?;
         let length = self.config.tokens.length();
         // A packed model is for inference already, and would be unpacked by `valid`.
         let model = if self.input.packed().is_some() { self.clone() } else { self.valid() };

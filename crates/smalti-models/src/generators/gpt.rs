@@ -8,7 +8,6 @@
 //! the paper).
 
 use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
-use super::request::Subject;
 use super::upload::upload;
 use super::{
     Abilities, Condition, ConditionConfig, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings,
@@ -277,6 +276,10 @@ impl GeneratorSettings for GptConfig {
         &self.condition
     }
 
+    fn condition_dropout(&self) -> f32 {
+        self.condition_dropout
+    }
+
     fn abilities(&self) -> Abilities {
         Abilities {
             slides_a_window: true,
@@ -355,13 +358,13 @@ impl Gpt {
 
     /// In training, conditions are hidden and tokens replaced by random numbers of `stream`.
     fn predict(&self, codes: Codes, conditions: &[Condition], stream: Option<&mut Stream>) -> Result<Predictions> {
-        let GptConfig { tokens, condition, condition_dropout, .. } = &self.config;
+        let GptConfig { tokens, condition, .. } = &self.config;
         let codes = self.ordered(codes_of(codes, conditions, tokens)?);
         let device = codes.device();
         let (condition_ids, fed) = match stream {
             None => (self.config.condition_ids(condition, conditions, None, &device)?, codes.clone()),
             Some(stream) => {
-                let dropout = Some((*condition_dropout, &mut *stream));
+                let dropout = Some((self.config.condition_dropout, &mut *stream));
                 (self.config.condition_ids(condition, conditions, dropout, &device)?, self.perturbed(&codes, stream))
             }
         };
@@ -390,17 +393,12 @@ impl Gpt {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<GptGeneration> {
-        let GptConfig { tokens, condition, condition_dropout, .. } = &self.config;
+        let GptConfig { tokens, condition, .. } = &self.config;
         let (tokens, condition) = match request.grid {
             None => (tokens.clone(), condition.clone()),
             Some(grid) => self.config.on_grid(grid)?,
         };
-        let known = request.check(&Subject {
-            tokens: &tokens,
-            conditions: &condition,
-            condition_dropout: *condition_dropout,
-            abilities: self.config.abilities(),
-        })?;
+        let known = request.check_on(&self.config, &tokens, &condition)?;
         // A packed model is for inference already, and would be unpacked by `valid`.
         let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.norm.gamma.val().device();

@@ -7,11 +7,10 @@
 use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
 use super::condition_vectors::{id_rows, ids_of};
 use super::denoiser::{Canvas, Denoiser, DiffusionConfig, Drawing, Place};
-use super::request::Subject;
 use super::upload::{gathered, index};
 use super::{
-    Condition, ConditionVectors, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Request,
-    vectors_of,
+    Abilities, Condition, ConditionVectors, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings,
+    Request, vectors_of,
 };
 use crate::Codes;
 use crate::role::Described;
@@ -154,6 +153,14 @@ impl GeneratorSettings for MarConfig {
 
     fn conditions(&self) -> &Conditions {
         &self.condition
+    }
+
+    fn condition_dropout(&self) -> f32 {
+        self.condition_dropout
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { chooses_steps: true, ..Abilities::default() }
     }
 
     fn official(&self) -> Option<&'static str> {
@@ -312,7 +319,7 @@ impl Mar {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, mut draws: Box<dyn VectorDraws>) -> Result<MarGeneration> {
-        let known = request.check_vectors(&Subject::of(&self.config, self.config.condition_dropout))?;
+        let known = request.check_vectors(&self.config)?;
         let length = self.config.tokens.length();
         let steps = request.sampling.steps.unwrap_or(STEPS.min(length));
         if steps > length || request.sampling.first_step > 0 {

@@ -6,11 +6,10 @@
 //! which the official model does not have, come first, with a table of their own.
 
 use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
-use super::request::Subject;
 use super::upload::upload;
 use super::{
-    Condition, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Predictions, Request,
-    codes_of,
+    Abilities, Condition, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Predictions,
+    Request, codes_of,
 };
 use crate::role::Described;
 use crate::sampling::{Draws, Sampling, Schedule, Seeded, decide_rows, filter, guide, log_sum_exp};
@@ -185,6 +184,14 @@ impl GeneratorSettings for MaskGitConfig {
     fn conditions(&self) -> &Conditions {
         &self.condition
     }
+
+    fn condition_dropout(&self) -> f32 {
+        self.condition_dropout
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { chooses_steps: true, ..Abilities::default() }
+    }
 }
 
 /// The network.
@@ -308,7 +315,7 @@ impl MaskGit {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<MaskGitGeneration> {
-        let known = request.check(&Subject::of(&self.config, self.config.condition_dropout))?;
+        let known = request.check(&self.config)?;
         let steps = request.sampling.steps.unwrap_or(STEPS);
         if request.sampling.first_step >= steps {
             let problem = format!("{} leaves none of {steps} steps", request.sampling.first_step);

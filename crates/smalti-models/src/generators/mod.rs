@@ -23,7 +23,7 @@ pub use gpt::{Gpt, GptConfig};
 pub use mar::{Mar, MarConfig};
 pub use maskgit::{MaskGit, MaskGitConfig};
 pub use order::TokenOrder;
-pub use request::{ImageRequest, Known, Request};
+pub use request::{ImageRequest, Known, Request, check_sampling};
 pub use rq_transformer::{RqTransformer, RqTransformerConfig};
 pub use var::{Var, VarConfig};
 
@@ -64,6 +64,9 @@ pub trait GeneratorSettings {
     /// What it can be conditioned on.
     fn conditions(&self) -> &Conditions;
 
+    /// How often training hid the condition; above 0 it can be guided.
+    fn condition_dropout(&self) -> f32;
+
     /// What else it can do.
     fn abilities(&self) -> Abilities {
         Abilities::default()
@@ -85,6 +88,8 @@ pub trait GeneratorSettings {
 pub struct Abilities {
     /// It mixes codes by their probabilities ([`Sampling::smooth`](crate::sampling::Sampling::smooth)).
     pub mixes_codes: bool,
+    /// The number of decoding steps can be chosen ([`Sampling::steps`](crate::sampling::Sampling::steps)).
+    pub chooses_steps: bool,
     /// It makes pictures larger than its own grid, through a window.
     pub slides_a_window: bool,
     /// It makes no picture without a condition.

@@ -1,6 +1,6 @@
 //! What is asked of a generator, and its checks.
 
-use super::{Abilities, Condition, Conditions, GeneratorSettings};
+use super::{Condition, Conditions, GeneratorSettings};
 use crate::sampling::Sampling;
 use burn::tensor::{Device, Int, Tensor};
 use smalti_base::{Error, Layout, Result, TokenKind, TokenSpec, Tokens};
@@ -85,13 +85,26 @@ impl Request {
     /// [`Error::Invalid`] for no images, sampling settings out of range, conditions of another kind or out of range, known
     /// tokens of another number or out of range; [`Error::Unsupported`] for what the generator cannot do, and for guidance of one that
     /// was not trained without its condition.
-    pub(super) fn check(&self, subject: &Subject<'_>) -> Result<Vec<Vec<Option<u32>>>> {
-        self.check_all(subject)?;
+    pub(super) fn check(&self, settings: &dyn GeneratorSettings) -> Result<Vec<Vec<Option<u32>>>> {
+        self.check_on(settings, settings.tokens(), settings.conditions())
+    }
+
+    /// [`Self::check`] on another grid than the generator's own, with the tokens and conditions that it has there.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub(super) fn check_on(
+        &self,
+        settings: &dyn GeneratorSettings,
+        tokens: &TokenSpec,
+        conditions: &Conditions,
+    ) -> Result<Vec<Vec<Option<u32>>>> {
+        self.check_all(settings, tokens, conditions)?;
         let known = |image: &ImageRequest| match image.known.as_ref().map(|known| (&known.tokens, &known.keep)) {
             Some((Tokens::Discrete(codes), keep)) => {
                 codes.iter().zip(keep).map(|(code, keep)| keep.then_some(*code)).collect()
             }
-            _ => vec![None; subject.tokens.length()],
+            _ => vec![None; tokens.length()],
         };
         Ok(self.images.iter().map(known).collect())
     }
@@ -99,51 +112,34 @@ impl Request {
     /// Checks everything, and returns the kept vectors of each image, `None` where one is to be made.
     ///
     /// # Errors
-    /// As [`Self::check`], and [`Error::Unsupported`] for settings that need probabilities of codes.
-    pub(super) fn check_vectors(&self, subject: &Subject<'_>) -> Result<Vec<Vec<Option<Vec<f32>>>>> {
-        self.check_all(subject)?;
-        let unsuited = [("top_k", self.sampling.top_k.is_some()), ("top_p", self.sampling.top_p.is_some())];
-        if let Some((name, _)) = unsuited.into_iter().find(|(_, given)| *given) {
-            return Err(Error::unsupported(
-                format!("{name} with tokens that are vectors"),
-                "they have no probabilities to cut: leave it out",
-            ));
-        }
-        let channels = subject.tokens.channels().unwrap_or(1).max(1);
+    /// As [`Self::check`].
+    pub(super) fn check_vectors(&self, settings: &dyn GeneratorSettings) -> Result<Vec<Vec<Option<Vec<f32>>>>> {
+        let tokens = settings.tokens();
+        self.check_all(settings, tokens, settings.conditions())?;
+        let channels = tokens.channels().unwrap_or(1).max(1);
         let known = |image: &ImageRequest| match image.known.as_ref().map(|known| (&known.tokens, &known.keep)) {
             Some((Tokens::Continuous(values), keep)) => {
                 values.chunks_exact(channels).zip(keep).map(|(token, keep)| keep.then(|| token.to_vec())).collect()
             }
-            _ => vec![None; subject.tokens.length()],
+            _ => vec![None; tokens.length()],
         };
         Ok(self.images.iter().map(known).collect())
     }
 
-    fn check_all(&self, subject: &Subject<'_>) -> Result<()> {
+    fn check_all(&self, settings: &dyn GeneratorSettings, tokens: &TokenSpec, conditions: &Conditions) -> Result<()> {
         if self.images.is_empty() {
             return Err(Error::invalid("request", "no images; expected at least 1"));
         }
-        self.sampling.validate()?;
-        let layout = &subject.tokens.layout;
-        self.sampling.must_fit_depth(if let Layout::Stack { depth, .. } = layout { *depth } else { 1 })?;
-        if self.sampling.smooth && !subject.abilities.mixes_codes {
-            return Err(Error::unsupported("smooth sampling with this generator", "only var can mix codes"));
-        }
-        if self.grid.is_some() && !subject.abilities.slides_a_window {
+        check_sampling(settings, &self.sampling)?;
+        if self.grid.is_some() && !settings.abilities().slides_a_window {
             return Err(Error::unsupported(
                 "pictures of another size by this generator",
                 "only gpt can slide a window",
             ));
         }
-        if self.sampling.is_guided() && (subject.conditions.is_none() || subject.condition_dropout == 0.0) {
-            return Err(Error::unsupported(
-                "guidance of a generator that was not trained both with and without a condition",
-                "use guidance 1, or train it with a condition and `condition_dropout` above 0",
-            ));
-        }
         for image in &self.images {
-            subject.conditions.ids(&image.condition)?;
-            subject.conditions.ids(&image.negative)?;
+            conditions.ids(&image.condition)?;
+            conditions.ids(&image.negative)?;
             if !image.negative.is_none() && !self.sampling.is_guided() {
                 return Err(Error::invalid_hint(
                     "request",
@@ -152,7 +148,7 @@ impl Request {
                 ));
             }
             if let Some(known) = &image.known {
-                known.check(subject.tokens)?;
+                known.check(tokens)?;
             }
         }
         Ok(())
@@ -176,19 +172,48 @@ impl Request {
     }
 }
 
-/// What a request is held against.
-pub(super) struct Subject<'a> {
-    pub tokens: &'a TokenSpec,
-    pub conditions: &'a Conditions,
-    pub condition_dropout: f32,
-    pub abilities: Abilities,
-}
-
-impl<'a> Subject<'a> {
-    /// A generator as it is.
-    pub(super) fn of(settings: &'a dyn GeneratorSettings, condition_dropout: f32) -> Self {
-        let (tokens, conditions, abilities) = (settings.tokens(), settings.conditions(), settings.abilities());
-        Self { tokens, conditions, condition_dropout, abilities }
+/// Checks sampling settings against a generator: ranges, and that each setting that is given has an effect on it. What a model's
+/// own settings or a command line ask for is known to be right before a weight is read.
+///
+/// # Errors
+/// [`Error::Invalid`] for settings out of range, [`Error::Unsupported`] for what the generator cannot do.
+pub fn check_sampling(settings: &dyn GeneratorSettings, sampling: &Sampling) -> Result<()> {
+    sampling.validate()?;
+    let (tokens, abilities) = (settings.tokens(), settings.abilities());
+    sampling.must_fit_depth(if let Layout::Stack { depth, .. } = &tokens.layout { *depth } else { 1 })?;
+    let are_vectors = tokens.vocabulary().is_none();
+    let of_vectors = [("top_k", sampling.top_k.is_some()), ("top_p", sampling.top_p.is_some())];
+    if let Some((name, _)) = of_vectors.into_iter().find(|(_, given)| *given && are_vectors) {
+        return Err(Error::unsupported(
+            format!("{name} with tokens that are vectors"),
+            "they have no probabilities to cut: leave it out",
+        ));
+    }
+    let refused = [
+        (
+            sampling.smooth && !abilities.mixes_codes,
+            "smooth sampling with this generator",
+            "only var can mix codes: leave out `smooth`",
+        ),
+        (
+            sampling.steps.is_some() && !abilities.chooses_steps,
+            "a number of decoding steps with this generator",
+            "its tokens decide how many there are: leave out `steps`",
+        ),
+        (
+            sampling.diffusion_steps.is_some() && !are_vectors,
+            "a number of diffusion steps with tokens that are codes",
+            "nothing is diffused: leave out `diffusion_steps`",
+        ),
+        (
+            sampling.is_guided() && (settings.conditions().is_none() || settings.condition_dropout() == 0.0),
+            "guidance of a generator that was not trained both with and without a condition",
+            "use guidance 1, or train it with a condition and `condition_dropout` above 0",
+        ),
+    ];
+    match refused.into_iter().find(|(is_refused, ..)| *is_refused) {
+        Some((_, what, hint)) => Err(Error::unsupported(what, hint)),
+        None => Ok(()),
     }
 }
 

@@ -6,7 +6,6 @@
 //! The condition scales and shifts every layer (adaptive layer norm, arXiv 2212.09748).
 
 use super::blueprint::{Blueprint, Predicts, StackConfig, Takes};
-use super::request::Subject;
 use super::upload::upload;
 use super::{
     Abilities, Condition, Conditions, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Predictions,
@@ -232,6 +231,10 @@ impl GeneratorSettings for VarConfig {
         &self.condition
     }
 
+    fn condition_dropout(&self) -> f32 {
+        self.condition_dropout
+    }
+
     fn abilities(&self) -> Abilities {
         Abilities { mixes_codes: true, reads_code_vectors: true, ..Abilities::default() }
     }
@@ -379,7 +382,7 @@ impl Var {
 
     /// Vectors of all places, with those of their levels, `[1, length, d]`.
     pub fn places(&self) -> Tensor<3> {
-        let ids = TensorData::new(self.level_ids(), [1, self.length()]);
+        let ids = TensorData::new(self.level_ids(), [1, self.config.tokens.length()]);
         let ids = Tensor::from_data(ids, &self.quantize.vectors().device());
         self.positions.forward(self.levels.forward(ids), 0)
     }
@@ -451,16 +454,12 @@ impl Var {
         self.quantize.config.levels.iter().map(|(h, w)| h * w).collect()
     }
 
-    fn length(&self) -> usize {
-        self.config.tokens.length()
-    }
-
     /// [`Generator::start`] with random draws from elsewhere.
     ///
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<VarGeneration> {
-        let known = request.check(&Subject::of(&self.config, self.config.condition_dropout))?;
+        let known = request.check(&self.config)?;
         // A packed model is for inference already, and would be unpacked by `valid`.
         let model = if self.head.packed().is_some() { self.clone() } else { self.valid() };
         let device = model.quantize.vectors().device();
@@ -473,7 +472,7 @@ impl Var {
             modulations: model.modulations(condition_rows),
             places: model.places(),
             // Nothing comes after the last level.
-            caches: model.blocks.iter().map(|_| GroupCache::new(self.length() - last)).collect(),
+            caches: model.blocks.iter().map(|_| GroupCache::new(self.config.tokens.length() - last)).collect(),
             codes: known.iter().map(row).collect(),
             sizes,
             sampling: request.sampling.clone(),
@@ -606,7 +605,7 @@ impl VarGeneration {
         let places = self.first..self.first + self.sizes[level];
         if self.all_known(places.clone()) {
             // Only finer levels have a use for the network's output.
-            if !self.all_known(places.end..self.model.length()) && self.logits.is_none() {
+            if !self.all_known(places.end..self.model.config.tokens.length()) && self.logits.is_none() {
                 self.feed();
             }
             for (codes, known) in self.codes.iter_mut().zip(&self.known) {

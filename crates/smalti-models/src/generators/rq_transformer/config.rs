@@ -350,6 +350,10 @@ impl GeneratorSettings for RqTransformerConfig {
         &self.condition
     }
 
+    fn condition_dropout(&self) -> f32 {
+        self.condition_dropout
+    }
+
     fn abilities(&self) -> Abilities {
         Abilities {
             needs_a_condition: self.needs_a_condition(),

@@ -1,7 +1,6 @@
 //! Decoding with both caches.
 
 use super::{Classifier, RqTransformer, RqTransformerConfig};
-use crate::generators::request::Subject;
 use crate::generators::upload::upload;
 use crate::generators::{
     Condition, Draw, Generation, Generator, GeneratorLoss, GeneratorSettings, Predictions, Request,
@@ -22,8 +21,8 @@ impl RqTransformer {
     /// # Errors
     /// As [`Generator::start`].
     pub fn start_with(&self, request: &Request, draws: Box<dyn Draws>) -> Result<RqGeneration> {
-        let RqTransformerConfig { tokens, condition, condition_dropout, .. } = &self.config;
-        let known = request.check(&Subject::of(&self.config, *condition_dropout))?;
+        let RqTransformerConfig { tokens, condition, .. } = &self.config;
+        let known = request.check(&self.config)?;
         // A packed model is for inference already, and would be unpacked by `valid`.
         let packed = self.body.first().is_some_and(|block| block.mlp.expand.packed().is_some());
         let model = if packed { self.clone() } else { self.valid() };
