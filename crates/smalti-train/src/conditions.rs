@@ -45,27 +45,7 @@ impl ConditionReader {
     /// # Errors
     /// [`Error::Invalid`] at `place` if something is missing or out of range.
     pub fn whole(&self, place: &str, facts: Facts<'_>) -> Result<Condition> {
-        let missing = |what: &str, takes: &str| {
-            Err(Error::invalid(place, format!("has no {what}, but the model's condition is {takes}")))
-        };
-        for one in self.takes.all() {
-            match one {
-                ConditionConfig::Class { classes } => match facts.label {
-                    Some(label) if label as usize >= *classes => {
-                        let problem = format!("has class {label}, but the model has {classes}");
-                        return Err(Error::invalid(place, problem));
-                    }
-                    None => return missing("class", "a class"),
-                    Some(_) => {}
-                },
-                ConditionConfig::Text { .. } if facts.text.is_none() => return missing("caption", "text"),
-                ConditionConfig::Codes { .. } if facts.codes.is_none() => return missing("codes", "codes"),
-                ConditionConfig::Features { .. } | ConditionConfig::Numbers { .. } => {
-                    return missing("features or numbers", "said by numbers");
-                }
-                _ => {}
-            }
-        }
+        must_say(&self.takes, place, facts)?;
         self.known(facts)
     }
 
@@ -99,6 +79,34 @@ impl ConditionReader {
     pub fn text(&self) -> Option<&TextTokenizer> {
         self.text.as_ref()
     }
+}
+
+/// Checks that everything is known of an image that the generator takes.
+///
+/// # Errors
+/// As [`ConditionReader::whole`].
+pub fn must_say(takes: &Conditions, place: &str, facts: Facts<'_>) -> Result<()> {
+    let missing =
+        |what: &str, is: &str| Err(Error::invalid(place, format!("has no {what}, but the model's condition is {is}")));
+    for one in takes.all() {
+        match one {
+            ConditionConfig::Class { classes } => match facts.label {
+                Some(label) if label as usize >= *classes => {
+                    let problem = format!("has class {label}, but the model has {classes}");
+                    return Err(Error::invalid(place, problem));
+                }
+                None => return missing("class", "a class"),
+                Some(_) => {}
+            },
+            ConditionConfig::Text { .. } if facts.text.is_none() => return missing("caption", "text"),
+            ConditionConfig::Codes { .. } if facts.codes.is_none() => return missing("codes", "codes"),
+            ConditionConfig::Features { .. } | ConditionConfig::Numbers { .. } => {
+                return missing("features or numbers", "said by numbers");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use burn::tensor::{Int, Tensor};
 use smalti_base::{Progress, Result};
 use smalti_data::image::Image;
 use smalti_models::quantizers::Stats;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A model with its data and loss.
@@ -14,6 +15,19 @@ pub trait Objective {
     type Model: Module;
     /// One micro-batch on the host.
     type Batch;
+
+    /// What the run learns from and is measured on, by the key in the recipe: a run that goes on must find the same.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    fn inputs(&self) -> Result<BTreeMap<String, String>> {
+        Ok(BTreeMap::new())
+    }
+
+    /// What was found wrong in the data but did not hinder opening them.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Endless micro-batches, beginning at the `start`-th training example. They depend on the recipe and on `start` only.
     ///

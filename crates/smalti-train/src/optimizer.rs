@@ -95,6 +95,11 @@ impl AdamW {
         Ok(Self { config: config.clone(), groups, moments })
     }
 
+    /// The same optimiser with the moments of a checkpoint.
+    pub fn with_moments(&self, moments: Moments) -> Self {
+        Self { config: self.config.clone(), groups: self.groups.clone(), moments }
+    }
+
     /// One step; parameters without a gradient stay as they are. `average` has the structure of `model`, and its trained
     /// parameters follow those of the model in the same pass; for the others see [`ema::follow`].
     pub fn step<M: Module>(

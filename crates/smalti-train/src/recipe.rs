@@ -23,7 +23,9 @@ use std::path::{Path, PathBuf};
 pub struct Recipe {
     /// Name of the run and of the bundle that it makes.
     pub name: String,
-    /// Seed of the initial weights, of the order of the data and of every draw in training.
+    /// Seed of the initial weights, of the order of the data and of every draw in training. TOML has no whole numbers above
+    /// 9223372036854775807: those stand in quotes.
+    #[serde(serialize_with = "write_seed", deserialize_with = "read_seed")]
     pub seed: u64,
     /// Where the initial weights come from; absent means fresh ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -300,6 +302,37 @@ fn three() -> usize {
     3
 }
 
+fn write_seed<S: Serializer>(seed: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    match i64::try_from(*seed) {
+        Ok(seed) => serializer.serialize_i64(seed),
+        Err(_) => serializer.serialize_str(&seed.to_string()),
+    }
+}
+
+fn read_seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    struct NumberOrText;
+    impl Visitor<'_> for NumberOrText {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("u64, a whole number from 0 to 18446744073709551615")
+        }
+
+        fn visit_u64<E>(self, seed: u64) -> Result<u64, E> {
+            Ok(seed)
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, seed: i64) -> Result<u64, E> {
+            u64::try_from(seed).map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(seed), &self))
+        }
+
+        fn visit_str<E: serde::de::Error>(self, seed: &str) -> Result<u64, E> {
+            seed.parse().map_err(|_| E::invalid_value(serde::de::Unexpected::Str(seed), &self))
+        }
+    }
+    deserializer.deserialize_any(NumberOrText)
+}
+
 impl Recipe {
     /// Reads a recipe and applies `key=value` settings.
     ///
@@ -319,27 +352,55 @@ impl Recipe {
         toml::Table::try_from(self).map_err(|e| Error::invalid(&self.name, e.to_string()))
     }
 
-    fn check(&self, place: &str) -> Result<()> {
-        let at_least_one = [
-            ("batch.size", self.batch.size as u64),
-            ("batch.accumulate", self.batch.accumulate as u64),
-            ("schedule.steps", self.schedule.steps),
-            ("logging.every", self.logging.every),
-            ("evaluation.every", self.evaluation.every),
-            ("checkpoint.every", self.checkpoint.every),
-            ("checkpoint.keep", self.checkpoint.keep as u64),
-        ];
-        for (key, value) in at_least_one {
-            if value == 0 {
-                return Err(Error::invalid(format!("{place}: {key}"), "is 0, expected at least 1"));
-            }
-        }
+    /// Checks the name, the range of every number, and that the parts fit each other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Unsupported`] with the key; `place` names the recipe.
+    pub fn check(&self, place: &str) -> Result<()> {
+        self.check_name(place)?;
+        crate::ranges::check(place, &self.table()?)?;
         self.schedule.check(place)?;
         if let Task::Generator(task) = &self.task {
             task.check(place)?;
         }
-        self.check_teacher(place)?;
-        self.check_optimizer(place)
+        self.check_teacher(place)
+    }
+
+    /// The name becomes that of a folder.
+    fn check_name(&self, place: &str) -> Result<()> {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let fits = self.name.chars().all(plain) && !self.name.starts_with('.') && (1..=100).contains(&self.name.len());
+        match fits {
+            true => Ok(()),
+            false => Err(Error::invalid(
+                format!("{place}: name"),
+                format!(
+                    "is {:?}, expected 1 to 100 letters, digits, `-`, `_` or `.`, and no `.` in front: the run's folder gets it",
+                    self.name
+                ),
+            )),
+        }
+    }
+
+    /// That the learning rate reaches its peak. A run that the settings make shorter than its recipe, to try it out, may end before.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the key.
+    pub fn check_warmup(&self, place: &str, settings: &[String]) -> Result<()> {
+        let sets =
+            |key: &str| settings.iter().any(|setting| setting.split('=').next().is_some_and(|k| k.trim() == key));
+        let is_shortened = sets("schedule.steps") && !sets("schedule.warmup");
+        match self.schedule.reaches_its_peak() || is_shortened {
+            true => Ok(()),
+            false => Err(Error::invalid_hint(
+                format!("{place}: schedule.warmup"),
+                format!(
+                    "is {}, but the run has only {} steps: it would never reach its learning rate",
+                    self.schedule.warmup, self.schedule.steps
+                ),
+                "make it smaller",
+            )),
+        }
     }
 
     /// Only encoders learn from teachers, and an encoder without a head from nothing else.
@@ -349,12 +410,6 @@ impl Recipe {
                 format!("{place}: teacher.target = \"codes\""),
                 "only an encoder's features are imitated: use target = \"features\" in a task of kind `encoder`",
             )),
-            (Task::Encoder(_), Some(teacher)) if !(teacher.weight > 0.0 && teacher.weight.is_finite()) => {
-                Err(Error::invalid(
-                    format!("{place}: teacher.weight"),
-                    format!("is {}, expected a number above 0", teacher.weight),
-                ))
-            }
             (Task::Encoder(task), None) if task.model.tells().is_none() => Err(Error::invalid_hint(
                 format!("{place}: task.model"),
                 "has no head and there is no teacher, so there is nothing to learn",
@@ -366,25 +421,6 @@ impl Recipe {
                 "only a task of kind `encoder` learns from a teacher's features; leave out `teacher`",
             )),
         }
-    }
-
-    fn check_optimizer(&self, place: &str) -> Result<()> {
-        let (beta_1, beta_2) = self.optimizer.betas;
-        let fractions = [("optimizer.betas.0", beta_1), ("optimizer.betas.1", beta_2)];
-        let decay = self.ema.as_ref().map(|ema| ("ema.decay", ema.decay));
-        for (key, value) in fractions.into_iter().chain(decay) {
-            if !(0.0..1.0).contains(&value) {
-                return Err(Error::invalid(format!("{place}: {key}"), format!("is {value}, expected 0 <= x < 1")));
-            }
-        }
-        if !(self.optimizer.learning_rate > 0.0 && self.optimizer.learning_rate.is_finite()) {
-            let found = self.optimizer.learning_rate;
-            return Err(Error::invalid(
-                format!("{place}: optimizer.learning_rate"),
-                format!("is {found}, expected a number above 0"),
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -411,13 +447,12 @@ impl GeneratorTask {
             };
             return Err(Error::invalid(format!("{place}: task.{key}"), problem));
         }
-        let problem = match &self.captions {
-            Some(_) if !reads_text => "is given, but the model's condition is not text; leave it out".into(),
-            Some(captions) if !(0.0..=1.0).contains(&captions.keywords) || captions.most == 0 => {
-                format!("keywords = {}, most = {}; expected 0..=1 and at least 1", captions.keywords, captions.most)
-            }
-            _ => return Ok(()),
-        };
-        Err(Error::invalid(format!("{place}: task.captions"), problem))
+        match &self.captions {
+            Some(_) if !reads_text => Err(Error::invalid(
+                format!("{place}: task.captions"),
+                "is given, but the model's condition is not text; leave it out",
+            )),
+            _ => Ok(()),
+        }
     }
 }

@@ -1,42 +1,38 @@
 //! The folder of a training run: its recipe, logs, checkpoints, samples and finally a bundle.
 
 use crate::start::StartFacts;
-use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, config, files};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The paths of a run.
-#[derive(Clone, Debug)]
+/// Begins the names of checkpoints.
+const STEP: &str = "step-";
+/// Begins the names of checkpoints that are being removed.
+const REMOVED: &str = ".removed-";
+
+/// The paths of a run, held for this process.
+#[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
-}
-
-/// What a checkpoint says beside its tensors.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    /// Optimiser steps tried so far, skipped ones included.
-    pub step: u64,
-    /// Optimiser updates made.
-    pub updates: u64,
-    /// Steps that were skipped because a loss or gradient was not finite.
-    pub skipped: u64,
-    /// The best score of an evaluation, and its step; lower is better.
-    pub best: Option<(f64, u64)>,
+    _held: files::FolderLock,
 }
 
 impl RunFolder {
     /// Opens or creates the folder for a recipe, given as TOML text with everything resolved.
     ///
     /// # Errors
-    /// A folder that cannot be written, or that holds a run of another recipe.
+    /// A folder that cannot be written, in which another process works, or that holds a run of another recipe.
     pub fn open(root: &Path, recipe: &toml::Table) -> Result<Self> {
-        let folder = Self { root: root.to_path_buf() };
-        for inside in [folder.checkpoints(), folder.samples()] {
-            files::create_folder(&inside)?;
+        files::create_folder(root)?;
+        let folder = Self { root: root.to_path_buf(), _held: files::FolderLock::take(root, "training")? };
+        for inside in [root, &folder.checkpoints(), &folder.samples()] {
+            files::create_folder(inside)?;
+            // This also removes what killed processes left there.
+            files::must_be_writable(inside)?;
         }
+        folder.sweep()?;
         let path = root.join("recipe.toml");
         if path.exists() {
             let old: toml::Table =
@@ -48,7 +44,7 @@ impl RunFolder {
                     "choose another folder with --out, or remove this one",
                 ));
             }
-        } else if fs::read_dir(folder.checkpoints()).map_err(|e| Error::io("read", root, e))?.next().is_some() {
+        } else if !folder.steps()?.is_empty() {
             return Err(Error::invalid_hint(
                 root.display(),
                 "holds checkpoints but no recipe.toml, so there is no telling which recipe made them",
@@ -89,13 +85,49 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`].
     pub fn steps(&self) -> Result<Vec<u64>> {
-        let folder = self.checkpoints();
-        let mut steps: Vec<u64> = fs::read_dir(&folder)
-            .map_err(|e| Error::io("read", &folder, e))?
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
-            .collect();
+        let mut steps: Vec<u64> =
+            self.names()?.iter().filter_map(|name| name.strip_prefix(STEP)?.parse().ok()).collect();
         steps.sort_unstable();
         Ok(steps)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let folder = self.checkpoints();
+        let failed = |e| Error::io("read", &folder, e);
+        let names = fs::read_dir(&folder).map_err(failed)?.map(|entry| Ok(entry?.file_name().display().to_string()));
+        names.collect::<std::io::Result<_>>().map_err(failed)
+    }
+
+    /// Removes a checkpoint. Its name goes first, so that none is ever there in part.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove(&self, step: u64) -> Result<()> {
+        let (path, aside) = (self.checkpoint(step), self.checkpoints().join(format!("{REMOVED}{step:08}")));
+        fs::rename(&path, &aside).and_then(|()| fs::remove_dir_all(&aside)).map_err(|e| Error::io("remove", &path, e))
+    }
+
+    /// Takes a damaged checkpoint out of the way; returns where it is then.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn set_aside(&self, step: u64) -> Result<PathBuf> {
+        let (path, aside) = (self.checkpoint(step), self.checkpoints().join(format!("damaged-{step:08}")));
+        let failed = |e| Error::io("rename", &path, e);
+        if aside.exists() {
+            fs::remove_dir_all(&aside).map_err(failed)?;
+        }
+        fs::rename(&path, &aside).map_err(failed)?;
+        Ok(aside)
+    }
+
+    /// Ends the removals that killed processes began.
+    fn sweep(&self) -> Result<()> {
+        for name in self.names()?.iter().filter(|name| name.starts_with(REMOVED)) {
+            let path = self.checkpoints().join(name);
+            fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+        Ok(())
     }
 
     /// Removes old checkpoints: the newest `keep` stay, and the best.
@@ -106,8 +138,7 @@ impl RunFolder {
         let steps = self.steps()?;
         let old = steps.len().saturating_sub(keep.max(1));
         for step in steps.into_iter().take(old).filter(|step| Some(*step) != best) {
-            let path = self.checkpoint(step);
-            fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+            self.remove(step)?;
         }
         Ok(())
     }
@@ -119,6 +150,17 @@ impl RunFolder {
     pub fn write_skipped(&self, skipped: &[(String, String)]) -> Result<()> {
         let lines: String = skipped.iter().map(|(key, error)| format!("{key}\t{error}\n")).collect();
         files::write_bytes(&self.root.join("skipped.tsv"), lines.as_bytes())
+    }
+
+    /// What [`Self::write_skipped`] listed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn skipped(&self) -> Result<Vec<(String, String)>> {
+        let path = self.root.join("skipped.tsv");
+        let text = if path.exists() { files::read_text(&path)? } else { String::new() };
+        let lines = text.lines().filter_map(|line| line.split_once('\t'));
+        Ok(lines.map(|(key, error)| (key.to_string(), error.to_string())).collect())
     }
 
     /// Keeps what the run began with: later the file that it came from may be another one.
@@ -138,22 +180,41 @@ impl RunFolder {
         path.is_file().then(|| config::read_json(&path)).transpose()
     }
 
-    /// Opens `metrics.jsonl` to append, without the lines after `step`: those steps are done again.
+    /// Keeps what the run learns from, by the key in the recipe.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn metrics(&self, step: u64) -> Result<Metrics> {
+    pub fn write_inputs(&self, inputs: &BTreeMap<String, String>) -> Result<()> {
+        config::write_json(&self.root.join("data.json"), inputs)
+    }
+
+    /// What [`Self::write_inputs`] kept; nothing in the folders of earlier versions.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Invalid`].
+    pub fn inputs(&self) -> Result<BTreeMap<String, String>> {
+        let path = self.root.join("data.json");
+        if path.is_file() { config::read_json(&path) } else { Ok(BTreeMap::new()) }
+    }
+
+    /// Opens `metrics.jsonl` to append, without the lines after `step`: those steps are done again. `measured` says whether the
+    /// evaluation at `step` itself was done; if not, its line goes too.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn metrics(&self, step: u64, measured: bool) -> Result<Metrics> {
         let path = self.root.join("metrics.jsonl");
         if path.exists() {
             let text = files::read_text(&path)?;
-            let kept: String = text
-                .lines()
-                .filter(|line| {
-                    serde_json::from_str::<serde_json::Value>(line)
-                        .is_ok_and(|value| value["step"].as_u64().is_some_and(|at| at <= step))
-                })
-                .flat_map(|line| [line, "\n"])
-                .collect();
+            let stays = |line: &&str| {
+                let Ok(serde_json::Value::Object(values)) = serde_json::from_str(line) else { return false };
+                let is_measure = values.keys().any(|key| key.starts_with("validation_"));
+                values
+                    .get("step")
+                    .and_then(serde_json::Value::as_u64)
+                    .is_some_and(|at| at < step || (at == step && (measured || !is_measure)))
+            };
+            let kept: String = text.lines().filter(stays).flat_map(|line| [line, "\n"]).collect();
             files::write_bytes(&path, kept.as_bytes())?;
         }
         let file =
@@ -177,22 +238,14 @@ impl Metrics {
     pub fn line(&mut self, value: &serde_json::Value) -> Result<()> {
         writeln!(self.file, "{value}").map_err(|e| Error::io("write", &self.path, e))
     }
-}
 
-/// Writes [`State`] beside the tensors of a checkpoint.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn write_state(folder: &Path, state: &State) -> Result<()> {
-    config::write_json(&folder.join("state.json"), state)
-}
-
-/// Reads what [`write_state`] wrote.
-///
-/// # Errors
-/// [`Error::Io`] or [`Error::Invalid`].
-pub fn read_state(folder: &Path) -> Result<State> {
-    config::read_json(&folder.join("state.json"))
+    /// Waits until all lines are on the disk: a checkpoint must not be there without the lines before it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io("write", &self.path, e))
+    }
 }
 
 /// The part of a recipe that a resumed run must share: all but how often things are written.

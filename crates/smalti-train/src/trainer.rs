@@ -1,9 +1,10 @@
 //! The training loop: one visible straight line of batch, gradients, clip, step, EMA, log. What is trained comes in through
 //! [`Objective`], how through the [`Recipe`].
 
+use crate::checkpoint::{self, State};
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::optimizer::Pace;
-use crate::run_folder::{self, Metrics, RunFolder, State};
+use crate::run_folder::{Metrics, RunFolder};
 use crate::tensorboard::EventWriter;
 use crate::{AdamW, Recipe, ema, gradients};
 use burn::module::{Module, ParamId};
@@ -17,7 +18,7 @@ use smalti_models::checkpoint::weights::{Precision, load_module, save_module};
 use smalti_models::host;
 use smalti_models::quantizers::{Stats, usage::Usage};
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// After so many skipped steps in a row a run stops.
@@ -59,8 +60,10 @@ struct Trainer<'a, O: Objective> {
     metrics: Metrics,
     events: EventWriter,
     window: Window,
-    skipped_images: usize,
-    evaluation: serde_json::Map<String, serde_json::Value>,
+    /// Key and reason of images that could not be used, those before a pause included.
+    skipped_images: Vec<(String, String)>,
+    /// The step whose checkpoint is there.
+    saved: Option<u64>,
 }
 
 /// What was seen since the last line of the log, still on the device.
@@ -93,10 +96,12 @@ pub fn train<O: Objective>(
     let mut trainer = Trainer::open(objective, model, recipe, folder, progress)?;
     let per_step = recipe.batch.size as u64 * recipe.batch.accumulate as u64;
     let mut batches = objective.batches(trainer.state.step * per_step)?;
+    warn_of_warmup(recipe, progress);
     progress.begin(&recipe.name, recipe.schedule.steps, "steps");
     progress.resume(trainer.state.step);
     trainer.window.since = Some(Instant::now());
     let mut skips = 0;
+    trainer.catch_up()?;
     while trainer.state.step < recipe.schedule.steps && !progress.cancelled() {
         let step = trainer.state.step;
         // Draws of layers such as dropout come from the device: a step's draws depend on nothing but the step.
@@ -134,6 +139,17 @@ pub fn train<O: Objective>(
     trainer.finish(began)
 }
 
+fn warn_of_warmup(recipe: &Recipe, progress: &dyn Progress) {
+    let schedule = &recipe.schedule;
+    if !schedule.reaches_its_peak() {
+        let share = 100.0 * schedule.factor(schedule.steps.saturating_sub(1));
+        progress.say(&format!(
+            "warning: the warm-up takes {} steps, the run {}: the learning rate reaches {share:.0} % of its peak",
+            schedule.warmup, schedule.steps
+        ));
+    }
+}
+
 impl<'a, O: Objective> Trainer<'a, O> {
     fn open(
         objective: &'a O,
@@ -144,10 +160,17 @@ impl<'a, O: Objective> Trainer<'a, O> {
     ) -> Result<Self> {
         let average = recipe.ema.as_ref().map(|_| model.valid());
         let optimizer = AdamW::new(&recipe.optimizer, &model)?;
-        let newest = folder.steps()?.last().copied();
-        let metrics = folder.metrics(newest.unwrap_or(0))?;
-        let events = EventWriter::create(folder.root())?;
-        let mut trainer = Self {
+        let fresh = Weights { model, average, optimizer };
+        let found = newest(&fresh, folder, progress)?;
+        let saved = found.as_ref().map(|(_, state)| state.step);
+        let (Weights { model, average, optimizer }, state) = found.unwrap_or((fresh, State::default()));
+        let measured = state.measured == Some(state.step);
+        let metrics = folder.metrics(state.step, measured)?;
+        let events = EventWriter::open(folder.root(), saved, measured)?;
+        if let Some(step) = saved {
+            progress.say(&format!("continuing from step {step}"));
+        }
+        Ok(Self {
             objective,
             recipe,
             folder,
@@ -155,46 +178,33 @@ impl<'a, O: Objective> Trainer<'a, O> {
             model,
             average,
             optimizer,
-            state: State::default(),
+            state,
             metrics,
             events,
             window: Window::default(),
-            skipped_images: 0,
-            evaluation: serde_json::Map::new(),
-        };
-        if let Some(step) = newest {
-            trainer.load(step)?;
-            progress.say(&format!("continuing from step {step}"));
-        }
-        Ok(trainer)
+            skipped_images: folder.skipped()?,
+            saved,
+        })
     }
 
-    fn load(&mut self, step: u64) -> Result<()> {
-        let path = self.folder.checkpoint(step);
-        self.state = run_folder::read_state(&path)?;
-        self.model = load_module(self.model.clone(), &path.join("model.safetensors"))?;
-        if let Some(average) = self.average.take() {
-            self.average = Some(load_module(average, &path.join("ema.safetensors"))?);
-        }
-        self.optimizer.moments = load_module(self.optimizer.moments.clone(), &path.join("optimizer.safetensors"))?;
-        Ok(())
-    }
-
-    fn save(&self) -> Result<()> {
-        let path = self.folder.checkpoint(self.state.step);
-        if path.exists() {
+    fn save(&mut self) -> Result<()> {
+        let step = self.state.step;
+        if self.saved == Some(step) {
             return Ok(());
         }
+        self.metrics.sync()?;
         let none = std::collections::BTreeMap::new();
-        files::write_folder(&path, |inside| {
+        let mut state = self.state.clone();
+        files::write_folder(&self.folder.checkpoint(step), |inside| {
             save_module(&self.model, &inside.join("model.safetensors"), Precision::F32, &none)?;
             if let Some(average) = &self.average {
                 save_module(average, &inside.join("ema.safetensors"), Precision::F32, &none)?;
             }
             save_module(&self.optimizer.moments, &inside.join("optimizer.safetensors"), Precision::F32, &none)?;
-            run_folder::write_state(inside, &self.state)
+            checkpoint::seal(inside, &mut state)
         })?;
-        self.folder.prune(self.recipe.checkpoint.keep, self.state.best.map(|(_, step)| step))
+        (self.state, self.saved) = (state, Some(step));
+        Ok(())
     }
 
     /// Factors that clip each optimiser's gradients; `None` if any is not finite. Reading the norms is the one wait for the
@@ -244,27 +254,70 @@ impl<'a, O: Objective> Trainer<'a, O> {
 
     fn after_step(&mut self) -> Result<()> {
         let step = self.state.step;
-        let skipped = self.objective.skipped();
-        if skipped.len() > self.skipped_images {
-            for (key, error) in &skipped[self.skipped_images..] {
-                self.progress.say(&format!("skipped {key}: {error}"));
-            }
-            self.skipped_images = skipped.len();
-            self.folder.write_skipped(&skipped)?;
-        }
-        let last = step == self.recipe.schedule.steps;
-        if step.is_multiple_of(self.recipe.logging.every) || last {
+        self.note_skipped()?;
+        if step.is_multiple_of(self.recipe.logging.every) || self.is_last() {
             self.log()?;
         } else {
             self.progress.advance(step, "");
         }
-        if step.is_multiple_of(self.recipe.evaluation.every) || last {
-            self.evaluate()?;
-        }
-        if step.is_multiple_of(self.recipe.checkpoint.every) || last {
+        // Saved first: an evaluation that fails loses no step.
+        if self.is_measured() || self.is_saved() {
             self.save()?;
         }
-        Ok(())
+        if self.is_measured() {
+            self.evaluate()?;
+        }
+        if self.is_measured() || self.is_saved() { self.tidy() } else { Ok(()) }
+    }
+
+    fn is_last(&self) -> bool {
+        self.state.step == self.recipe.schedule.steps
+    }
+
+    fn is_measured(&self) -> bool {
+        self.state.step > 0 && (self.state.step.is_multiple_of(self.recipe.evaluation.every) || self.is_last())
+    }
+
+    fn is_saved(&self) -> bool {
+        self.state.step.is_multiple_of(self.recipe.checkpoint.every) || self.is_last()
+    }
+
+    /// Does what a run that was killed after a checkpoint did not come to.
+    fn catch_up(&mut self) -> Result<()> {
+        if self.is_measured() && self.state.measured != Some(self.state.step) {
+            self.evaluate()?;
+        }
+        self.tidy()
+    }
+
+    /// Keeps the checkpoints that the recipe asks for, and the best.
+    fn tidy(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let is_best = self.state.best.is_some_and(|(_, best)| best == step);
+        // Only there until the evaluation was done. A run that stops here saves it again.
+        if self.saved == Some(step) && self.is_measured() && !self.is_saved() && !is_best {
+            self.folder.remove(step)?;
+            self.saved = None;
+        }
+        self.prune()
+    }
+
+    fn prune(&self) -> Result<()> {
+        self.folder.prune(self.recipe.checkpoint.keep, self.state.best.map(|(_, step)| step))
+    }
+
+    /// Says and lists which images could not be used.
+    fn note_skipped(&mut self) -> Result<()> {
+        let one_line = |text: String| text.replace(['\t', '\n', '\r'], " ");
+        let now = self.objective.skipped().into_iter().map(|(key, error)| (one_line(key), one_line(error)));
+        let new: Vec<_> = now.filter(|image| !self.skipped_images.contains(image)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        new.iter().for_each(|(key, error)| self.progress.say(&format!("skipped {key}: {error}")));
+        self.skipped_images.extend(new);
+        self.skipped_images.sort();
+        self.folder.write_skipped(&self.skipped_images)
     }
 
     fn log(&mut self) -> Result<()> {
@@ -313,12 +366,13 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let step = self.state.step;
         let Evaluation { values, score, picture } =
             self.objective.evaluate(&self.model_in_use(), &smalti_base::progress::Silent)?;
-        self.evaluation = serde_json::Map::new();
+        self.note_skipped()?;
+        let mut found = serde_json::Map::new();
         let mut line = serde_json::Map::from_iter([("step".to_string(), json!(step))]);
         for (name, value) in &values {
             self.events.scalar(&format!("validation/{name}"), step, *value)?;
             line.insert(format!("validation_{name}"), json!(value));
-            self.evaluation.insert(name.clone(), json!(value));
+            found.insert(name.clone(), json!(value));
         }
         self.metrics.line(&serde_json::Value::Object(line))?;
         let shown: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
@@ -333,21 +387,24 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if self.state.best.is_none_or(|(best, _)| score < best) {
             self.state.best = Some((score, step));
         }
-        // The best must have a checkpoint to be kept.
-        if self.state.best.is_some_and(|(_, best)| best == step) { self.save() } else { Ok(()) }
+        (self.state.measured, self.state.evaluation) = (Some(step), found);
+        // A checkpoint tells what its evaluation found: a run that goes on from it has the same to tell.
+        self.metrics.sync()?;
+        checkpoint::write_state(&self.folder.checkpoint(step), &self.state)
     }
 
-    fn finish(self, began: Instant) -> Result<Outcome> {
+    fn finish(mut self, began: Instant) -> Result<Outcome> {
         let step = self.state.step;
         let finished = step >= self.recipe.schedule.steps;
         self.save()?;
+        self.prune()?;
         let bundle = self.folder.bundle();
         if finished {
             let mut facts = json!({
                 "recipe": self.recipe.name,
                 "steps": step,
                 "seed": self.recipe.seed,
-                "validation": self.evaluation,
+                "validation": self.state.evaluation,
             });
             if let Some(start) = self.folder.start()? {
                 facts["start"] = json!(start);
@@ -358,13 +415,67 @@ impl<'a, O: Objective> Trainer<'a, O> {
         Ok(Outcome {
             step,
             skipped: self.state.skipped,
-            skipped_images: self.skipped_images,
+            skipped_images: self.skipped_images.len(),
             finished,
             seconds: began.elapsed().as_secs_f64(),
-            evaluation: self.evaluation,
+            evaluation: self.state.evaluation,
             bundle: finished.then_some(bundle),
             folder: self.folder.root().to_path_buf(),
         })
+    }
+}
+
+/// What a checkpoint holds as tensors.
+struct Weights<M: Module> {
+    model: M,
+    average: Option<M>,
+    optimizer: AdamW,
+}
+
+impl<M: Module> Weights<M> {
+    /// The same with the values of a checkpoint.
+    fn load(&self, folder: &Path) -> Result<(Self, State)> {
+        let state = checkpoint::open(folder)?;
+        let load = |module: &M, name: &str| load_module(module.clone(), &folder.join(name));
+        let model = load(&self.model, "model.safetensors")?;
+        let average = self.average.as_ref().map(|average| load(average, "ema.safetensors")).transpose()?;
+        let moments = load_module(self.optimizer.moments.clone(), &folder.join("optimizer.safetensors"))?;
+        Ok((Self { model, average, optimizer: self.optimizer.with_moments(moments) }, state))
+    }
+}
+
+/// The newest checkpoint that is whole, if there is any. Damaged ones that are newer are taken out of the way.
+///
+/// # Errors
+/// The newest one's damage if none is whole; [`Error::Io`].
+fn newest<M: Module>(
+    fresh: &Weights<M>,
+    folder: &RunFolder,
+    progress: &dyn Progress,
+) -> Result<Option<(Weights<M>, State)>> {
+    let mut damaged: Vec<(u64, Error)> = Vec::new();
+    for step in folder.steps()?.into_iter().rev() {
+        match fresh.load(&folder.checkpoint(step)) {
+            Err(error) => damaged.push((step, error)),
+            Ok(found) => {
+                for (step, error) in damaged {
+                    let aside = folder.set_aside(step)?;
+                    progress.say(&format!(
+                        "warning: the checkpoint of step {step} cannot be used: {error}; it is now {}",
+                        aside.display()
+                    ));
+                }
+                return Ok(Some(found));
+            }
+        }
+    }
+    match damaged.into_iter().next() {
+        None => Ok(None),
+        Some((step, error)) => Err(Error::invalid_hint(
+            folder.checkpoint(step).display(),
+            format!("no checkpoint can be used; of the newest: {error}"),
+            "to begin anew, choose another folder with --out or remove this one",
+        )),
     }
 }
 

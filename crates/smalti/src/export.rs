@@ -1,7 +1,7 @@
 //! `export`: a part of a bundle in the layout of the official code.
 
 use crate::Settings;
-use crate::output::{is_inside, is_same};
+use crate::output::{is_inside, is_same, prepare_folder};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Progress, Result};
 use smalti_models::checkpoint::import::rules_of;
@@ -11,7 +11,7 @@ use smalti_models::encoders::EncoderConfig;
 use smalti_models::generators::GeneratorConfig;
 use smalti_models::tokenizers::TokenizerConfig;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Whose names the weights get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -128,6 +128,7 @@ fn depth(layout: &Layout) -> usize {
 /// # Errors
 /// What reading and writing return.
 pub fn run(plan: &ExportPlan, _: &dyn Progress) -> Result<ExportOutcome> {
+    prepare_folder(plan.out.parent().unwrap_or(Path::new("")))?;
     let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).intact(plan.part)?)?;
     let rules = Rules::export(plan.system, rules_of(plan.part).name())?.with_numbers([("depth", plan.depth)]);
     let weights = Finite(&weights);

@@ -37,13 +37,13 @@ impl Settings {
     /// Applies what holds for the whole process; once, before anything computes.
     ///
     /// # Errors
-    /// As [`threads::set`] and [`smalti_kernels::check_environment`].
+    /// As [`threads::start`] and [`smalti_kernels::check_environment`].
     pub fn apply(&self) -> Result<()> {
         smalti_kernels::check_environment()?;
         if self.direct_convolution {
             smalti_kernels::set_convolution(smalti_kernels::Convolution::Direct);
         }
-        self.threads.map_or(Ok(()), threads::set)
+        threads::start(self.threads)
     }
 
     /// The seed, 0 if none was given.

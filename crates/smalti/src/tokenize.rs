@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, TokenSpec, Tokens, device, files};
 use smalti_data::loader::Skipped;
-use smalti_data::shard::{Origin, TokenizerId};
+use smalti_data::shard::{Contents, Origin, TokenizerId};
 use smalti_data::{Image, ImageBatch, RowTokens, ShardWriter, TokenRow};
 use smalti_models::Codes;
 use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
@@ -127,7 +127,7 @@ pub fn plan(args: &TokenizeArgs, settings: &Settings) -> Result<TokenizePlan> {
 /// A folder of other tokens, what reading, computing and writing return, or [`Error::Interrupted`]; finished shards stay.
 pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutcome> {
     prepare_folder(&plan.out)?;
-    let mut rows = Rows::open(plan)?;
+    let mut rows = Rows::open(plan, progress)?;
     let resumed_at = rows.writer.next();
     if !rows.writer.manifest().complete {
         let device = device::open(&plan.device)?;
@@ -196,7 +196,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn open(plan: &TokenizePlan) -> Result<Self> {
+    fn open(plan: &TokenizePlan, progress: &dyn Progress) -> Result<Self> {
         let dataset = plan.source.dataset();
         let copies = if plan.flip { 2 } else { 1 };
         let mut data = dataset.describe();
@@ -215,7 +215,11 @@ impl Rows {
             transforms: transforms.to_string(),
             classes: dataset.classes().to_vec(),
         };
-        Ok(Self { writer: ShardWriter::open(&plan.out, origin, plan.per_shard)?, copies })
+        let writer = ShardWriter::open(&plan.out, origin, plan.per_shard)?;
+        if writer.next() > 0 {
+            progress.say("comparing the images with those of the finished shards");
+        }
+        Ok(Self { writer: writer.with_contents(Contents::new(dataset.clone(), copies))?, copies })
     }
 
     /// Adds the rows of a batch. Images that it left out are noted as skipped.

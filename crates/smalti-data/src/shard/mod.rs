@@ -15,10 +15,12 @@
 //!
 //! and in its metadata, as JSON under `smalti`, the spec and the tokenizer that made it.
 
+mod contents;
 mod file;
 mod read;
 mod write;
 
+pub use contents::Contents;
 pub use read::Shards;
 pub use write::ShardWriter;
 
@@ -108,6 +110,9 @@ pub struct ShardEntry {
     pub bytes: u64,
     /// SHA-256 of the file.
     pub sha256: String,
+    /// SHA-256 over the bytes of the images that it stands for, as [`Contents::of`]; earlier versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<String>,
 }
 
 /// What `manifest.json` says.

@@ -1,6 +1,6 @@
 //! Writing token shards: each whole or not at all, and where a run stopped the next one goes on.
 
-use super::{FORMAT, Manifest, Origin, ShardEntry, TokenRow, VERSION, file, shard_name};
+use super::{Contents, FORMAT, Manifest, Origin, ShardEntry, TokenRow, VERSION, file, shard_name};
 use crate::loader::Skipped;
 use smalti_base::{Error, Result, files};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ pub struct ShardWriter {
     rows: Vec<TokenRow>,
     skipped: Vec<Skipped>,
     next: usize,
+    contents: Option<Contents>,
+    _held: files::FolderLock,
 }
 
 impl ShardWriter {
@@ -20,13 +22,14 @@ impl ShardWriter {
     /// Finished shards stay; those from the first missing or shortened one on are made again.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if the folder is of another tokenizer, data set or transforms; [`Error::Invalid`] if it holds something else;
-    /// [`Error::Io`].
+    /// [`Error::Mismatch`] if the folder is of another tokenizer, data set or transforms; [`Error::Invalid`] if it holds something else
+    /// or another process writes there; [`Error::Io`].
     pub fn open(folder: &Path, origin: Origin, per_shard: usize) -> Result<Self> {
         if per_shard == 0 || origin.data.images == 0 {
             return Err(Error::file(folder, format!("{} images, {per_shard} a shard", origin.data.images)));
         }
         files::create_folder(folder)?;
+        let held = files::FolderLock::take(folder, "tokenizing")?;
         let mut manifest = match Manifest::path(folder).exists() {
             true => Manifest::read(folder)?,
             false => {
@@ -59,7 +62,32 @@ impl ShardWriter {
         manifest.skipped.retain(|skipped| skipped.index < next);
         manifest.complete = next == manifest.origin.data.images;
         manifest.write(folder)?;
-        Ok(Self { folder: folder.to_path_buf(), manifest, rows: Vec::new(), skipped: Vec::new(), next })
+        let (rows, skipped) = (Vec::new(), Vec::new());
+        Ok(Self { folder: folder.to_path_buf(), manifest, rows, skipped, next, contents: None, _held: held })
+    }
+
+    /// Compares finished shards with the images that they stand for, and notes those of shards to come. Reads the images of all
+    /// finished shards; names and sizes alone would not tell that a picture was changed.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if the tokens are of other pictures under the same names.
+    pub fn with_contents(mut self, contents: Contents) -> Result<Self> {
+        for shard in &self.manifest.shards {
+            let Some(then) = &shard.contents else { continue };
+            let now = contents.of(shard.first..shard.end);
+            if now != *then {
+                return Err(Error::Mismatch {
+                    what: format!("the tokens in {} and the images", self.folder.display()),
+                    left_name: format!("{} is of images with the contents", shard.name),
+                    left: then.clone(),
+                    right_name: "the images of these names now have".into(),
+                    right: now,
+                    hint: Some("write to another folder, or remove this one to make the tokens anew".into()),
+                });
+            }
+        }
+        self.contents = Some(contents);
+        Ok(self)
     }
 
     /// The image whose row or skip must come next; the number of images when all is done.
@@ -140,6 +168,7 @@ impl ShardWriter {
             rows: self.rows.len(),
             bytes: bytes.len() as u64,
             sha256: files::sha256_bytes(&bytes),
+            contents: self.contents.as_ref().map(|contents| contents.of(first..self.next)),
         });
         self.manifest.skipped.append(&mut self.skipped);
         self.manifest.complete = self.next == images;

@@ -13,7 +13,7 @@ use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 /// The padding token of trained tokenizers; its id is 0.
 pub const PADDING: &str = "<pad>";
 /// Least vocabulary: every byte and the padding.
-const LEAST: usize = 257;
+pub const LEAST: usize = 257;
 
 /// Turns captions into token ids.
 #[derive(Clone, Debug)]

@@ -24,14 +24,7 @@ impl Captions {
     /// # Errors
     /// [`Error::Invalid`] if no row has keywords; what reading them returns.
     pub(super) fn read(examples: &Opened, config: &CaptionConfig, text: TextTokenizer, seed: u64) -> Result<Self> {
-        let phrases = (0..examples.len()).map(|index| examples.phrases(index)).collect::<Result<Vec<_>>>()?;
-        if phrases.iter().all(|phrases| phrases.len() < 2) {
-            return Err(Error::invalid_hint(
-                examples.place(),
-                "has no keywords, but the recipe's task.captions asks for them",
-                "if the images have the field `keywords`, run `smalti tokenize` into a new folder; otherwise leave out task.captions",
-            ));
-        }
+        let phrases = phrases(examples)?;
         Ok(Self { config: config.clone(), rng: Rng::new(seed), text, phrases })
     }
 
@@ -50,6 +43,22 @@ impl Captions {
         let caption: Vec<&str> = chosen.map(|i| phrases[i].as_str()).collect();
         Ok(Some(Given::Text(self.text.encode(&caption.join(" "))?)))
     }
+}
+
+/// The phrases of all rows.
+///
+/// # Errors
+/// [`Error::Invalid`] if no row has keywords; what reading them returns.
+pub(super) fn phrases(examples: &Opened) -> Result<Vec<Vec<String>>> {
+    let phrases = (0..examples.len()).map(|index| examples.phrases(index)).collect::<Result<Vec<_>>>()?;
+    if phrases.iter().all(|phrases| phrases.len() < 2) {
+        return Err(Error::invalid_hint(
+            examples.place(),
+            "has no keywords, but the recipe's task.captions asks for them",
+            "if the images have the field `keywords`, run `smalti tokenize` into a new folder; otherwise leave out task.captions",
+        ));
+    }
+    Ok(phrases)
 }
 
 #[cfg(test)]

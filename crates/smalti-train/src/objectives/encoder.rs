@@ -1,14 +1,15 @@
 //! Training an encoder on images: on what they show, and on the features of a teacher.
 
+use super::images;
 use super::skipped::SkippedImages;
-use crate::conditions::{ConditionReader, Facts};
+use crate::conditions::{ConditionReader, Facts, must_say};
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
 use crate::recipe::{EncoderTask, EvaluationConfig, Recipe, TeacherConfig};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
-use smalti_base::{Error, Progress, Result, Rng};
+use smalti_base::{Error, Planes, Progress, Result, Rng};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
 use smalti_data::loader::{ImageBatch, Loader, LoaderConfig};
@@ -19,6 +20,7 @@ use smalti_models::generators::Draw;
 use smalti_models::{Condition, host};
 use smalti_nn::dense::Dense;
 use smalti_nn::init::Init;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,7 +45,8 @@ struct Teacher {
 }
 
 impl Teacher {
-    fn open(config: &TeacherConfig, device: &Device) -> Result<Self> {
+    /// Where it is, which part of the bundle, and its configuration.
+    fn find(config: &TeacherConfig) -> Result<(BundlePaths, Part, EncoderConfig)> {
         let paths = BundlePaths::find(&config.bundle)?;
         let part = if paths.has(Part::Encoder) { Part::Encoder } else { Part::Judge };
         if !paths.has(part) {
@@ -53,7 +56,12 @@ impl Teacher {
                 "give the bundle of an encoder as teacher.bundle",
             ));
         }
-        let encoder: EncoderConfig = bundle::read_config(&paths, part)?;
+        let encoder = bundle::read_config(&paths, part)?;
+        Ok((paths, part, encoder))
+    }
+
+    fn open(config: &TeacherConfig, device: &Device) -> Result<Self> {
+        let (paths, part, encoder) = Self::find(config)?;
         let model = bundle::read_weights(&paths, part, encoder.init(device)?)?;
         let sha256 = paths.manifest()?.parts.get(&part).map(|facts| facts.sha256.clone());
         let facts = serde_json::json!({ "bundle": config.bundle, "sha256": sha256, "weight": config.weight });
@@ -143,14 +151,10 @@ impl EncoderObjective {
     /// Data or weights that cannot be read; data of other classes than the model's.
     pub fn open(recipe: &Recipe, task: &EncoderTask, device: &Device) -> Result<Self> {
         let teacher = recipe.teacher.as_ref().map(|teacher| Teacher::open(teacher, device)).transpose()?;
-        let train = task.train.open(None)?;
         let takes = task.model.tells();
-        if let Some(classes) = takes.classes().filter(|classes| *classes != train.classes().len()) {
-            let problem = format!("has {} classes, but the model tells {classes} apart", train.classes().len());
-            return Err(Error::invalid_hint(task.train.path.display(), problem, "set task.model.classes"));
-        }
+        let (train, validation) = open_images(task)?;
         Ok(Self {
-            validation: task.validation.open(takes.classes().map(|_| train.classes()))?.into(),
+            validation: validation.into(),
             lesson: Lesson {
                 reader: (!takes.is_none()).then(|| ConditionReader::new(&takes, None)).transpose()?,
                 teacher,
@@ -164,6 +168,27 @@ impl EncoderObjective {
             seed: recipe.seed,
             micro_batch: recipe.batch.size,
         })
+    }
+
+    /// Checks the task as [`Self::open`] does. Of the model no weight is made.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check(recipe: &Recipe, task: &EncoderTask) -> Result<()> {
+        if let Some(teacher) = &recipe.teacher {
+            let encoder = Teacher::find(teacher)?.2;
+            if encoder.image_size() != task.model.image_size() {
+                return Err(Error::Mismatch {
+                    what: "the image sizes of the encoder and its teacher".into(),
+                    left_name: "task.model".into(),
+                    left: format!("{:?}", task.model.image_size()),
+                    right_name: teacher.bundle.display().to_string(),
+                    right: format!("{:?}", encoder.image_size()),
+                    hint: Some("both see the same images".into()),
+                });
+            }
+        }
+        open_images(task).map(|_| ())
     }
 
     /// A model with fresh weights.
@@ -184,9 +209,44 @@ impl EncoderObjective {
     }
 }
 
+/// The images to learn from and to measure on: with a head each with a class of the model's.
+fn open_images(task: &EncoderTask) -> Result<(Box<dyn Dataset>, Box<dyn Dataset>)> {
+    let (size, takes) = (task.model.image_size(), task.model.tells());
+    let train = images::open(&task.train, "task.train", size, Planes::default(), None)?;
+    if let Some(classes) = takes.classes().filter(|classes| *classes != train.classes().len()) {
+        let problem = format!("has {} classes, but the model tells {classes} apart", train.classes().len());
+        return Err(Error::invalid_hint(task.train.path.display(), problem, "set task.model.classes"));
+    }
+    let classes = takes.classes().map(|_| train.classes());
+    let validation = images::open(&task.validation, "task.validation", size, Planes::default(), classes)?;
+    if takes.is_none() {
+        return Ok((train, validation));
+    }
+    for dataset in [&train, &validation] {
+        for index in 0..dataset.len() {
+            let about = dataset.about(index)?;
+            let place = format!("{}: image `{}`", dataset.path().display(), about.key);
+            must_say(&takes, &place, Facts { label: about.label, ..Facts::default() })?;
+        }
+    }
+    Ok((train, validation))
+}
+
 impl Objective for EncoderObjective {
     type Model = EncoderTraining;
     type Batch = ImageBatch;
+
+    fn inputs(&self) -> Result<BTreeMap<String, String>> {
+        let of = |key: &str, dataset: &dyn Dataset| Ok((key.to_string(), images::identity(dataset)?));
+        let mut inputs = BTreeMap::from([of("task.train", &*self.train)?, of("task.validation", &*self.validation)?]);
+        let teacher = self.lesson.teacher.as_ref().and_then(|teacher| teacher.facts["sha256"].as_str());
+        inputs.extend(teacher.map(|sha256| ("teacher".to_string(), format!("weights {sha256}"))));
+        Ok(inputs)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        images::warnings(&*self.train).chain(images::warnings(&*self.validation)).collect()
+    }
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
         let loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
@@ -219,7 +279,7 @@ impl Objective for EncoderObjective {
         let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let (mut images, mut sums) = (0, [0.0; 3]);
         let (mut labelled, mut taught) = (false, false);
-        for batch in loader {
+        for batch in self.skipped.watch_validation(loader) {
             let batch = batch?;
             let found = self.lesson.terms(model, &batch, &self.lesson.device, None)?;
             (labelled, taught) = (found.own.is_some(), found.distance.is_some());
@@ -231,7 +291,10 @@ impl Objective for EncoderObjective {
                 break;
             }
         }
-        let [accuracy, cross_entropy, distance] = sums.map(|sum| sum / images.max(1) as f64);
+        if images == 0 {
+            return Err(Error::invalid("task.validation", "none of its images can be used"));
+        }
+        let [accuracy, cross_entropy, distance] = sums.map(|sum| sum / images as f64);
         let mut values = Vec::new();
         if labelled {
             values.extend([("accuracy".to_string(), accuracy), ("cross_entropy".to_string(), cross_entropy)]);

@@ -1,16 +1,17 @@
 //! What a generator learns from: token shards, or images that its tokenizer turns into tokens at each step.
 
-use crate::conditions::{ConditionReader, Facts};
+use super::images;
+use crate::conditions::{ConditionReader, Facts, must_say};
 use crate::pixels;
 use crate::recipe::ExampleSource;
 use burn::tensor::{Device, Tensor, TensorData};
-use smalti_base::{Error, Planes, Result, Rng, TokenSpec, rng::Stream};
+use smalti_base::{Error, Planes, Result, Rng, TokenSpec, files, rng::Stream};
 use smalti_data::DataConfig;
 use smalti_data::datasets::{About, Dataset};
 use smalti_data::loader::{ImageBatch, Loader, LoaderConfig, Order, Skipped};
 use smalti_data::shard::{RowTokens, Shards};
 use smalti_models::Codes;
-use smalti_models::generators::{Condition, SoftTargets};
+use smalti_models::generators::{Condition, Conditions, SoftTargets};
 use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,11 +30,16 @@ pub(super) enum Opened {
 }
 
 impl Opened {
-    /// Opens the source; `classes`, if given, are the names that labels of images count by.
+    /// Opens the source, whose section in the recipe is `key`, for a tokenizer of this kind of images; `classes`, if given, are the names that labels of images count by.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for tokens of another kind than the model's, or what opening returns.
-    pub(super) fn open(source: &ExampleSource, spec: &TokenSpec, classes: Option<&[String]>) -> Result<Self> {
+    pub(super) fn open(
+        source: &ExampleSource,
+        key: &str,
+        (spec, planes): (&TokenSpec, Planes),
+        classes: Option<&[String]>,
+    ) -> Result<Self> {
         match source {
             ExampleSource::Tokens(path) => {
                 let shards = Shards::open(path)?;
@@ -42,7 +48,8 @@ impl Opened {
             }
             ExampleSource::Images(config) => {
                 let classes = classes.filter(|classes| !classes.is_empty());
-                Ok(Self::Images(config.open(classes)?.into(), config.clone()))
+                let dataset = images::open(config, key, spec.image_size, planes, classes)?;
+                Ok(Self::Images(dataset.into(), config.clone()))
             }
         }
     }
@@ -79,6 +86,29 @@ impl Opened {
         }
     }
 
+    /// What identifies the examples.
+    ///
+    /// # Errors
+    /// What reading labels and captions returns.
+    pub(super) fn identity(&self) -> Result<String> {
+        match self {
+            Self::Tokens(shards, _) => {
+                let manifest = shards.manifest();
+                let sums: Vec<&str> = manifest.shards.iter().map(|shard| shard.sha256.as_str()).collect();
+                let sha256 = files::sha256_bytes(sums.join("\n").as_bytes());
+                Ok(format!("{} token shards of {} rows, contents {sha256}", sums.len(), shards.len()))
+            }
+            Self::Images(dataset, _) => images::identity(&**dataset),
+        }
+    }
+
+    pub(super) fn warnings(&self) -> Vec<String> {
+        match self {
+            Self::Tokens(..) => Vec::new(),
+            Self::Images(dataset, _) => images::warnings(&**dataset).collect(),
+        }
+    }
+
     /// Caption and keywords of an example, each once.
     pub(super) fn phrases(&self, index: usize) -> Result<Vec<String>> {
         let about = self.about(index)?;
@@ -112,6 +142,23 @@ pub(super) struct Examples {
     opened: Opened,
 }
 
+/// Checks that each example says what the model's condition is, without making conditions of it.
+///
+/// # Errors
+/// As [`Examples::read`].
+pub(super) fn must_all_say(opened: &Opened, takes: &Conditions, codes: Option<&CodesByKey>) -> Result<()> {
+    for index in 0..opened.len() {
+        let about = opened.about(index)?;
+        let place = format!("{}: image `{}`", opened.place(), about.key);
+        let codes = codes.map(|codes| codes.of(&about.key, &place)).transpose()?;
+        must_say(takes, &place, Facts { label: about.label, text: about.text.as_deref(), codes })?;
+    }
+    match opened.len() {
+        0 => Err(Error::invalid(opened.place(), "holds no images")),
+        _ => Ok(()),
+    }
+}
+
 impl Examples {
     /// Reads the condition of every example.
     ///
@@ -134,6 +181,10 @@ impl Examples {
 
     pub(super) fn len(&self) -> usize {
         self.conditions.len()
+    }
+
+    pub(super) fn opened(&self) -> &Opened {
+        &self.opened
     }
 
     /// So many conditions, spread over the data.
@@ -293,6 +344,13 @@ pub(super) struct Once<'a> {
     /// The next example.
     at: usize,
     loader: Option<Loader>,
+}
+
+impl Once<'_> {
+    /// Images that could not be used so far.
+    pub(super) fn skipped(&self) -> Vec<Skipped> {
+        self.loader.as_ref().map(Loader::skipped).unwrap_or_default()
+    }
 }
 
 impl Iterator for Once<'_> {

@@ -1,7 +1,7 @@
 //! Training a generator on tokens.
 
-use super::captions::Captions;
-use super::examples::{Batch, CodesByKey, Examples, Opened};
+use super::captions::{self, Captions};
+use super::examples::{Batch, CodesByKey, Examples, Opened, must_all_say};
 use super::skipped::SkippedImages;
 use crate::conditions::ConditionReader;
 use crate::objective::{Evaluation, Objective, StepOutput};
@@ -12,13 +12,13 @@ use burn::tensor::Device;
 use smalti_base::{Error, Progress, Result, Rng, files};
 use smalti_data::image::grid;
 use smalti_data::shard::{RowTokens, Shards};
-use smalti_data::text::TextTokenizer;
+use smalti_data::text::{self, TextTokenizer};
 use smalti_models::checkpoint::bundle::{self, BundlePaths, Manifest, Part};
 use smalti_models::checkpoint::weights::Precision;
-use smalti_models::generators::{Conditions, Draw, GeneratorModel, ImageRequest, Request};
+use smalti_models::generators::{Conditions, Draw, GeneratorModel, ImageRequest, Request, check_sampling};
 use smalti_models::host;
 use smalti_models::tokenizers::{TokenizerConfig, TokenizerModel};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Draws of a step use streams of their own, apart from those that order the data.
@@ -48,26 +48,8 @@ impl GeneratorObjective {
     /// # Errors
     /// Parts that cannot be read or do not fit.
     pub fn open(recipe: &Recipe, task: &GeneratorTask, device: &Device) -> Result<Self> {
-        let model_spec = task.model.tokens();
-        let train = Opened::open(&task.train, model_spec, None)?;
-        let validation = Opened::open(&task.validation, model_spec, Some(train.classes()))?;
-        if task.model.conditions().classes().is_some() && train.classes() != validation.classes() {
-            return Err(Error::Mismatch {
-                what: "the classes of the tokens".into(),
-                left_name: train.place(),
-                left: train.classes().join(", "),
-                right_name: validation.place(),
-                right: validation.classes().join(", "),
-                hint: Some("class numbers come from the names in order: both data sets need the same classes".into()),
-            });
-        }
-        let tokenizer_paths = BundlePaths::find(&task.tokenizer)?;
-        let tokenizer_config: TokenizerConfig = bundle::read_config(&tokenizer_paths, Part::Tokenizer)?;
-        tokenizer_config.spec()?.must_equal(&task.tokenizer.display().to_string(), model_spec, "the recipe's model")?;
-        if let Opened::Tokens(shards, folder) = &train {
-            must_be_made_by(shards, folder, &tokenizer_paths, &task.tokenizer)?;
-        }
-        let tokenizer = bundle::read_weights(&tokenizer_paths, Part::Tokenizer, tokenizer_config.init(device)?)?;
+        let Parts { train, validation, paths: tokenizer_paths, tokenizer } = Parts::open(task)?;
+        let tokenizer = bundle::read_weights(&tokenizer_paths, Part::Tokenizer, tokenizer.init(device)?)?;
         let reader = ConditionReader::new(task.model.conditions(), text_tokenizer(task, &train)?)?;
         let takes = task.model.conditions();
         let codes = task.condition_tokens.as_ref().map(|tokens| ConditionCodes::open(tokens, takes)).transpose()?;
@@ -95,6 +77,37 @@ impl GeneratorObjective {
             tokenizer_paths,
             tokenizer,
         })
+    }
+
+    /// Checks the task as [`Self::open`] does, without reading weights or training a text tokenizer.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and sampling settings that the model does not have.
+    pub fn check(task: &GeneratorTask) -> Result<()> {
+        let Parts { train, validation, tokenizer, .. } = Parts::open(task)?;
+        let (takes, device) = (task.model.conditions(), Device::flex());
+        task.model.init(&device)?.adopt(&*tokenizer.init(&device)?)?;
+        match &task.text {
+            Some(TextConfig::File { path }) => {
+                ConditionReader::new(takes, Some(TextTokenizer::load(path)?))?;
+            }
+            Some(TextConfig::Bpe { vocabulary }) if *vocabulary < text::LEAST => {
+                let problem = format!("is {vocabulary}, expected at least {}, one for each byte", text::LEAST);
+                return Err(Error::invalid("task.text.vocabulary", problem));
+            }
+            _ => {}
+        }
+        let codes = task.condition_tokens.as_ref().map(|tokens| ConditionCodes::open(tokens, takes)).transpose()?;
+        let [train_codes, validation_codes] = match &codes {
+            Some(codes) => codes.of_images.each_ref().map(Some),
+            None => [None, None],
+        };
+        must_all_say(&train, takes, train_codes)?;
+        must_all_say(&validation, takes, validation_codes)?;
+        if task.captions.is_some() {
+            captions::phrases(&train)?;
+        }
+        check_sampling(&*task.model, &task.sampling)
     }
 
     /// A model with fresh weights, and what it needs of the tokenizer's.
@@ -127,6 +140,28 @@ impl GeneratorObjective {
 impl Objective for GeneratorObjective {
     type Model = GeneratorModel;
     type Batch = Batch;
+
+    fn inputs(&self) -> Result<BTreeMap<String, String>> {
+        let mut inputs = BTreeMap::from([
+            ("task.train".to_string(), self.train.opened().identity()?),
+            ("task.validation".to_string(), self.validation.opened().identity()?),
+        ]);
+        let tokenizers =
+            [("task.tokenizer", Some(&self.tokenizer_paths)), ("task.condition_tokens", self.condition_paths.as_ref())];
+        for (key, paths) in tokenizers {
+            let manifest = paths.map(BundlePaths::manifest).transpose()?;
+            let facts = manifest.and_then(|mut manifest| manifest.parts.remove(&Part::Tokenizer));
+            inputs.extend(facts.map(|facts| (key.to_string(), format!("weights {}", facts.sha256))));
+        }
+        if let Some(TextConfig::File { path }) = &self.task.text {
+            inputs.insert("task.text".into(), format!("file {}", files::sha256_file(path)?));
+        }
+        Ok(inputs)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        [self.train.opened(), self.validation.opened()].into_iter().flat_map(Opened::warnings).collect()
+    }
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<Batch>> + '_>> {
         let mut batches = self.train.endless(self.micro_batch, self.tokenizer.planes(), self.seed, start)?;
@@ -175,8 +210,10 @@ impl Objective for GeneratorObjective {
     fn evaluate(&self, model: &GeneratorModel, _: &dyn Progress) -> Result<Evaluation> {
         let spec = self.task.model.tokens();
         let (mut sum, mut images, mut has_bits) = (0.0, 0, false);
-        for batch in self.validation.once(self.micro_batch, self.tokenizer.planes(), self.evaluation.images)? {
+        let mut batches = self.validation.once(self.micro_batch, self.tokenizer.planes(), self.evaluation.images)?;
+        while let Some(batch) = batches.next() {
             let batch = batch?;
+            self.skipped.set_validation(batches.skipped());
             let (count, conditions) = (batch.len(), batch.conditions.clone());
             if count == 0 {
                 continue;
@@ -233,6 +270,41 @@ impl Objective for GeneratorObjective {
             manifest.text_sha256 = Some(files::sha256_file(&paths.text_tokenizer())?);
         }
         manifest.write(folder)
+    }
+}
+
+/// What a task is made of, opened and found to fit, but for weights.
+struct Parts {
+    train: Opened,
+    validation: Opened,
+    paths: BundlePaths,
+    tokenizer: TokenizerConfig,
+}
+
+impl Parts {
+    fn open(task: &GeneratorTask) -> Result<Self> {
+        let paths = BundlePaths::find(&task.tokenizer)?;
+        let tokenizer: TokenizerConfig = bundle::read_config(&paths, Part::Tokenizer)?;
+        let (spec, planes) = (task.model.tokens(), tokenizer.planes()?);
+        tokenizer.spec()?.must_equal(&task.tokenizer.display().to_string(), spec, "the recipe's model")?;
+        let train = Opened::open(&task.train, "task.train", (spec, planes), None)?;
+        let validation = Opened::open(&task.validation, "task.validation", (spec, planes), Some(train.classes()))?;
+        if task.model.conditions().classes().is_some() && train.classes() != validation.classes() {
+            return Err(Error::Mismatch {
+                what: "the classes of the tokens".into(),
+                left_name: train.place(),
+                left: train.classes().join(", "),
+                right_name: validation.place(),
+                right: validation.classes().join(", "),
+                hint: Some("class numbers come from the names in order: both data sets need the same classes".into()),
+            });
+        }
+        for opened in [&train, &validation] {
+            if let Opened::Tokens(shards, folder) = opened {
+                must_be_made_by(shards, folder, &paths, &task.tokenizer)?;
+            }
+        }
+        Ok(Self { train, validation, paths, tokenizer })
     }
 }
 

@@ -4,5 +4,6 @@ mod captions;
 pub mod encoder;
 mod examples;
 pub mod generator;
+mod images;
 mod skipped;
 pub mod tokenizer;

@@ -1,5 +1,6 @@
 //! Training a tokenizer on images.
 
+use super::images;
 use super::skipped::SkippedImages;
 use crate::gradients::accumulate;
 use crate::objective::{Evaluation, Objective, StepOutput};
@@ -8,7 +9,7 @@ use crate::recipe::{EvaluationConfig, Recipe, TokenizerTask};
 use crate::start;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use smalti_base::{Layout, Progress, Result, Rng, TokenSpec, rng::Stream};
+use smalti_base::{Error, Layout, Progress, Result, Rng, TokenSpec, rng::Stream};
 use smalti_data::DataConfig;
 use smalti_data::datasets::Dataset;
 use smalti_data::image::grid;
@@ -20,6 +21,7 @@ use smalti_models::host;
 use smalti_models::losses::{Discriminator, TokenizerLoss};
 use smalti_models::quantizers::{Pass, Stats, usage::Usage};
 use smalti_models::tokenizers::TokenizerModel;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -110,9 +112,9 @@ impl TokenizerObjective {
         let still = !recipe.frozen.is_empty() && start::freezes(recipe, &task.model.init(device)?, is_quantizer)?;
         Ok(Self {
             still,
-            loss: task.loss.init(&task.model.spec()?, device)?.with_planes(task.model.planes()?)?,
-            train: task.train.open(None)?.into(),
-            validation: task.validation.open(None)?.into(),
+            loss: loss(task, device)?,
+            train: open_images(task, Which::Train)?.into(),
+            validation: open_images(task, Which::Validation)?.into(),
             skipped: SkippedImages::default(),
             task: task.clone(),
             evaluation: recipe.evaluation.clone(),
@@ -121,6 +123,16 @@ impl TokenizerObjective {
             micro_batch: recipe.batch.size,
             device: device.clone(),
         })
+    }
+
+    /// Checks the task as [`Self::open`] does. Of the model no weight is made.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check(task: &TokenizerTask) -> Result<()> {
+        loss(task, &Device::flex())?.discriminator(&Device::flex())?;
+        open_images(task, Which::Train)?;
+        open_images(task, Which::Validation).map(|_| ())
     }
 
     /// A model with fresh weights.
@@ -165,9 +177,37 @@ impl TokenizerObjective {
     }
 }
 
+/// One of a task's two data sections.
+#[derive(Clone, Copy)]
+enum Which {
+    Train,
+    Validation,
+}
+
+fn open_images(task: &TokenizerTask, which: Which) -> Result<Box<dyn Dataset>> {
+    let (config, key) = match which {
+        Which::Train => (&task.train, "task.train"),
+        Which::Validation => (&task.validation, "task.validation"),
+    };
+    images::open(config, key, task.model.spec()?.image_size, task.model.planes()?, None)
+}
+
+fn loss(task: &TokenizerTask, device: &Device) -> Result<TokenizerLoss> {
+    task.loss.init(&task.model.spec()?, device)?.with_planes(task.model.planes()?)
+}
+
 impl Objective for TokenizerObjective {
     type Model = TokenizerTraining;
     type Batch = ImageBatch;
+
+    fn inputs(&self) -> Result<BTreeMap<String, String>> {
+        let of = |key: &str, dataset: &dyn Dataset| Ok((key.to_string(), images::identity(dataset)?));
+        Ok(BTreeMap::from([of("task.train", &*self.train)?, of("task.validation", &*self.validation)?]))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        images::warnings(&*self.train).chain(images::warnings(&*self.validation)).collect()
+    }
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
         let loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
@@ -224,7 +264,7 @@ impl Objective for TokenizerObjective {
         let mut shown = Vec::new();
         let count = self.validation.len().min(self.evaluation.images).max(1);
         let pictures = self.evaluation.pictures;
-        for batch in loader {
+        for batch in self.skipped.watch_validation(loader) {
             let batch = batch?;
             let original = pixels::upload_batch(&batch, &self.device);
             let codes = model.model.encode(original.clone())?;
@@ -248,6 +288,9 @@ impl Objective for TokenizerObjective {
             if images >= self.evaluation.images {
                 break;
             }
+        }
+        if images == 0 {
+            return Err(Error::invalid("task.validation", "none of its images can be used"));
         }
         let (mut values, score) = values_and_score(&fidelity.mean());
         values.extend(usage.iter().flat_map(CodeUsage::values));
