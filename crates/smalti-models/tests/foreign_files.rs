@@ -189,6 +189,10 @@ fn the_weights_of_a_folder_are_chosen() {
             Ok(Some("diffusion_pytorch_model.safetensors")),
         ),
         (&["model.safetensors", "model.safetensors.index.json"], Ok(Some("model.safetensors"))),
+        (&["a-1.bin", "a-2.bin", "a.bin.index.json"], Ok(Some("a.bin.index.json"))),
+        (&["optimizer.bin", "pytorch_model.bin"], Ok(Some("pytorch_model.bin"))),
+        (&["pytorch_model.bin", "x.safetensors"], Ok(Some("x.safetensors"))),
+        (&["a.ckpt", "pytorch_model.bin.index.json"], Ok(Some("a.ckpt"))),
     ] {
         assert_eq!(chosen(names), choice.map(|name| name.map(String::from)).map_err(String::from), "{names:?}");
     }

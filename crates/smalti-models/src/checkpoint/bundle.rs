@@ -352,7 +352,7 @@ pub(super) fn must_be_sum(place: &str, found: &str, expected: &str) -> Result<()
             right_name: "bundle.json".into(),
             right: expected.into(),
             hint: Some(
-                "the file was replaced or damaged since the bundle was made: copy, import or assemble it again".into(),
+                "the file was replaced since the bundle was made, or damaged: copy, import or assemble it again".into(),
             ),
         }),
     }

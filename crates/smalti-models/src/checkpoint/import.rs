@@ -196,3 +196,47 @@ impl Source for Imported<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrappers_come_off_in_any_order() {
+        let view_of = |prefix: &str| {
+            let tensor = Stored { shape: vec![1], values: Values::Floats(vec![1.0]) };
+            let names = ["encoder.weight", "decoder.weight"].map(|name| (format!("{prefix}{name}"), tensor.clone()));
+            let mut source = BTreeMap::from(names);
+            source.insert("optimizer.0".into(), tensor);
+            let views = views(&source, Part::Tokenizer);
+            let found = views.iter().find(|(_, view)| view.shapes().contains_key("encoder.weight"));
+            found.map(|(_, view)| (view.shapes().len(), view.read("decoder.weight").is_ok()))
+        };
+        for prefix in [
+            "state_dict.module.",
+            "model.module.",
+            "_orig_mod.",
+            "module._orig_mod.",
+            "_fsdp_wrapped_module.module._orig_mod.",
+            "state_dict.model.module.",
+            "params_ema.",
+            "ema.module.net.",
+            "state_dict.net.module.model.",
+        ] {
+            let (found, reads) = view_of(prefix).unwrap_or_default();
+            assert!(reads && found <= 3, "{prefix}: {found}");
+        }
+        assert_eq!(view_of("elsewhere."), None);
+    }
+
+    #[test]
+    fn averaged_weights_come_first() {
+        let tensor = Stored { shape: vec![1], values: Values::Floats(vec![1.0]) };
+        let source = BTreeMap::from(["model.a", "model_ema.a", "params.a"].map(|name| (name.into(), tensor.clone())));
+        let keys: Vec<Option<String>> = views(&source, Part::Generator).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys[..2], [Some("model_ema".into()), Some("model".into())]);
+        // Two tensors that would become one keep their names.
+        let source = BTreeMap::from(["a", "_orig_mod.a"].map(|name| (name.into(), tensor.clone())));
+        assert_eq!(views(&source, Part::Generator)[0].1.shapes().len(), 2);
+    }
+}

@@ -13,11 +13,14 @@ pub const WEIGHTS_ENDINGS: [&str; 6] = ["safetensors", "ckpt", "pth", "pt", "bin
 /// How the indices of weights in several files end, the preferred first.
 const INDICES: [&str; 2] = [".safetensors.index.json", ".bin.index.json"];
 /// What the hub's libraries name the weights of a folder, the preferred first.
-const STANDARD: [&str; 8] = [
+const STANDARD: [&str; 4] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
+];
+/// The same among files that end in `.bin`.
+const STANDARD_BIN: [&str; 4] = [
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.bin",
@@ -123,8 +126,8 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
 /// # Errors
 /// The files, if none of several is preferred.
 pub fn choose_weights(names: &[String]) -> std::result::Result<Option<&str>, Vec<&str>> {
-    let standard = STANDARD.into_iter().find_map(|standard| names.iter().find(|name| *name == standard));
-    if let Some(name) = standard {
+    let standard = |known: [&str; 4]| known.into_iter().find_map(|known| names.iter().find(|name| *name == known));
+    if let Some(name) = standard(STANDARD) {
         return Ok(Some(name));
     }
     let all = |fits: &dyn Fn(&Path) -> bool| -> Vec<&str> {
@@ -138,8 +141,9 @@ pub fn choose_weights(names: &[String]) -> std::result::Result<Option<&str>, Vec
         return Ok(Some(index));
     }
     for ending in WEIGHTS_ENDINGS {
-        if let (Some(index), "bin") = (index(INDICES[1]), ending) {
-            return Ok(Some(index));
+        let shards = || standard(STANDARD_BIN).map(String::as_str).or_else(|| index(INDICES[1]));
+        if let Some(name) = (ending == "bin").then(shards).flatten() {
+            return Ok(Some(name));
         }
         match all(&|path| path.extension().is_some_and(|other| other == ending)) {
             found if found.is_empty() => {}
