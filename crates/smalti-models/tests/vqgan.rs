@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Device, Tensor};
-use smalti_models::tokenizers::{Tokenizer, TokenizerConfig};
+use smalti_models::tokenizers::TokenizerConfig;
 
 const TINY: &str = r#"{ "kind": "vqgan", "image_size": 32, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1,
     "attn_resolutions": [16], "z_channels": 16, "embed_dim": 8, "quantizer": QUANTIZER }"#;
