@@ -4,12 +4,12 @@
 //! happens to an image from (seed, epoch, image). Workers and batch size change nothing, and the position, counted in samples,
 //! is all the state there is: a run goes on where it stopped.
 
-use crate::datasets::{About, Dataset};
-use crate::image::Limits;
+use crate::datasets::{About, Dataset, Source};
+use crate::image::{self, Limits};
 use crate::transforms::Pipeline;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Planes, Result, Rng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -34,8 +34,8 @@ pub struct LoaderConfig {
     pub limits: Limits,
     /// Worker threads.
     pub workers: usize,
-    /// Batches that may be ready or in work at once. Memory: `ahead * batch * planes * height * width * 4` bytes, and one decoded image
-    /// per worker.
+    /// Batches that may be ready or in work at once. Memory: `ahead * batch * planes * height * width * 4` bytes, and for images that
+    /// are in work what [`Limits::memory`] says.
     pub ahead: usize,
 }
 
@@ -187,9 +187,10 @@ impl Loader {
         };
         let workers = config.workers.max(1);
         let queue = Mutex::new(Queue::default());
-        let skipped = Mutex::new(BTreeMap::new());
-        let shared =
-            Shared { dataset, config, mode, rng, size, queue, ready: Condvar::new(), room: Condvar::new(), skipped };
+        let memory = || Budget::new(config.limits.memory);
+        let (files, pixels, skipped) = (memory(), memory(), Mutex::default());
+        let (ready, room) = (Condvar::new(), Condvar::new());
+        let shared = Shared { dataset, config, mode, rng, size, queue, ready, room, files, pixels, skipped };
         let shared = Arc::new(shared);
         let mut loader = Self { shared: Arc::clone(&shared), threads: Vec::new(), next: 0, finished: false };
         for number in 0..workers {
@@ -209,9 +210,17 @@ impl Loader {
         start.saturating_add(self.next.saturating_mul(self.shared.config.batch as u64))
     }
 
-    /// The images that could not be used so far, each once. Workers are ahead, so some may belong to later batches.
+    /// The images that could not be used so far, each once, in the data set's order. Workers are ahead, so some may belong to later
+    /// batches.
     pub fn skipped(&self) -> Vec<Skipped> {
-        lock(&self.shared.skipped).values().cloned().collect()
+        let mut skipped = self.skipped_after(0);
+        skipped.sort_by_key(|skipped| skipped.index);
+        skipped
+    }
+
+    /// The same in the order in which it was found out, without the first `known`: what is new since the last look.
+    pub fn skipped_after(&self, known: usize) -> Vec<Skipped> {
+        lock(&self.shared.skipped).list.get(known..).unwrap_or_default().to_vec()
     }
 }
 
@@ -274,6 +283,49 @@ struct Queue {
     stop: bool,
 }
 
+/// Images that could not be used, in the order in which that was found out.
+#[derive(Default)]
+struct SkippedImages {
+    list: Vec<Skipped>,
+    by_index: HashMap<usize, usize>,
+}
+
+/// Bytes that workers share. Whoever needs more than all of them waits until nobody has any.
+struct Budget {
+    all: u64,
+    used: Mutex<u64>,
+    freed: Condvar,
+}
+
+/// Bytes of a budget, until it is dropped.
+struct Share<'a> {
+    budget: &'a Budget,
+    bytes: u64,
+}
+
+impl Budget {
+    fn new(all: u64) -> Self {
+        Self { all, used: Mutex::new(0), freed: Condvar::new() }
+    }
+
+    fn take(&self, bytes: u64) -> Share<'_> {
+        let bytes = bytes.min(self.all);
+        let mut used = lock(&self.used);
+        while *used + bytes > self.all {
+            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+        }
+        *used += bytes;
+        Share { budget: self, bytes }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        *lock(&self.budget.used) -= self.bytes;
+        self.budget.freed.notify_all();
+    }
+}
+
 struct Shared {
     dataset: Arc<dyn Dataset>,
     config: LoaderConfig,
@@ -283,7 +335,11 @@ struct Shared {
     queue: Mutex<Queue>,
     ready: Condvar,
     room: Condvar,
-    skipped: Mutex<BTreeMap<usize, Skipped>>,
+    /// For the bytes of files. A worker that has some may wait for pixels, never the other way round.
+    files: Budget,
+    /// For decoded pixels.
+    pixels: Budget,
+    skipped: Mutex<SkippedImages>,
 }
 
 impl Shared {
@@ -360,20 +416,43 @@ impl Shared {
 
     /// One transformed image, or why it cannot be used.
     fn sample(&self, index: usize, epoch: u64) -> std::result::Result<(About, Vec<f32>), String> {
-        if let Some(known) = lock(&self.skipped).get(&index) {
-            return Err(known.error.clone());
+        let known = {
+            let skipped = lock(&self.skipped);
+            skipped.by_index.get(&index).map(|at| skipped.list[*at].error.clone())
+        };
+        match known {
+            Some(error) => Err(error),
+            None => self.make(index, epoch).map_err(|error| self.skip(index, &error)),
         }
-        let made = (|| {
-            let record = self.dataset.read(index)?;
-            let image = record.decode(self.config.planes, self.config.background, &self.config.limits)?;
-            let image = self.config.pipeline.image(image, &mut self.rng.stream(index as u64, epoch))?;
-            Ok((record.about, image.planes(self.config.planes)?))
-        })();
-        made.map_err(|error: Error| {
-            let skipped = Skipped { index, key: self.dataset.key(index), error: error.to_string() };
-            lock(&self.skipped).insert(index, skipped);
-            error.to_string()
-        })
+    }
+
+    fn make(&self, index: usize, epoch: u64) -> Result<(About, Vec<f32>)> {
+        let _file = self.files.take(self.dataset.bytes(index));
+        let record = self.dataset.read(index)?;
+        let _pixels = self.pixels.take(match &record.image {
+            Source::Encoded(bytes) => image::cost(bytes),
+            Source::Grey { pixels, .. } => 3 * pixels.len() as u64,
+        });
+        let image = record.decode(self.config.planes, self.config.background, &self.config.limits)?;
+        let image = self.config.pipeline.image(image, &mut self.rng.stream(index as u64, epoch))?;
+        Ok((record.about, image.planes(self.config.planes)?))
+    }
+
+    /// Notes an image that cannot be used; why, with its name.
+    fn skip(&self, index: usize, error: &Error) -> String {
+        let (key, error) = (self.dataset.key(index), error.to_string());
+        // What reads a file names it; a transform does not know whose pixels it has.
+        let is_named =
+            error.starts_with(&key) || ["/", "`"].iter().any(|before| error.contains(&format!("{before}{key}")));
+        let error = if is_named { error } else { format!("{key}: {error}") };
+        let mut skipped = lock(&self.skipped);
+        let at = skipped.list.len();
+        // Two epochs may meet in work, and so may two workers at one image.
+        if let std::collections::hash_map::Entry::Vacant(place) = skipped.by_index.entry(index) {
+            place.insert(at);
+            skipped.list.push(Skipped { index, key, error: error.clone() });
+        }
+        error
     }
 }
 

@@ -43,13 +43,13 @@ proptest! {
 
     #[test]
     fn damaged_images(edits in prop::collection::vec((any::<u16>(), any::<u8>()), 0..6), cut: Option<u16>, twice: Option<u16>) {
-        let limits = Limits { pixels: 1 << 16, bytes: 1 << 20 };
+        let limits = Limits { pixels: 1 << 16, bytes: 1 << 20, ..Limits::default() };
         for (name, bytes) in files("tests/data/decode") {
             let bad = mutate(&bytes, &edits, cut, twice);
             if let Ok(Image { width, height, pixels, .. }) = decode(&bad, &name, [255; 3], &limits) {
                 prop_assert!(width * height <= 1 << 16 && pixels.len() == width * height * 3);
             }
-            let _ = decode_mask(&bad, &name, &limits);
+            let _ = decode_mask(&bad, &name, &limits, None, None);
             let _ = parameters(&bad, &name);
         }
     }

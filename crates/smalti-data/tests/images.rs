@@ -120,13 +120,15 @@ fn a_png_carries_its_parameters() {
 fn white_or_transparent_is_repainted() {
     let levels = |levels: [u8; 4]| Image::new(2, 2, levels.iter().flat_map(|&l| [l; 3]).collect()).unwrap();
     let bytes = encode_png(&levels([255, 0, 200, 90]), None).unwrap();
-    let mask = decode_mask(&bytes, "mask", &Limits::default()).unwrap();
+    let mask = decode_mask(&bytes, "mask", &Limits::default(), None, None).unwrap();
     assert_eq!(mask.repaint, [true, false, true, false]);
     // In an erased photograph only the holes count, however light the rest is.
     let bytes = std::fs::read(folder().join("rgba.png")).unwrap();
-    let erased = decode_mask(&bytes, "mask", &Limits::default()).unwrap();
+    let erased = decode_mask(&bytes, "mask", &Limits::default(), None, None).unwrap();
     assert!(erased.repaint[0] && !erased.repaint[10 * 28 + 14]);
-    assert!(decode_mask(b"x", "mask.png", &Limits::default()).unwrap_err().to_string().contains("mask.png"));
+    assert!(
+        decode_mask(b"x", "mask.png", &Limits::default(), None, None).unwrap_err().to_string().contains("mask.png")
+    );
 }
 
 #[test]

@@ -162,3 +162,76 @@ fn sizes_that_differ_cannot_be_batched() {
     let error = Loader::new(dataset, LoaderConfig::new(&data, 2).unwrap(), 0, 0).err().unwrap();
     assert!(error.to_string().contains("center_crop"), "{error}");
 }
+
+#[test]
+fn images_that_are_skipped_are_named_and_counted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for side in [1, 8] {
+        let image = smalti_data::Image::filled(side, side, [9; 3]);
+        smalti_data::image::save_png(&folder.path().join(format!("{side}.png")), &image, None).unwrap();
+    }
+    let crop = serde_json::from_str(r#"[{"kind": "random_crop", "size": 4}, {"kind": "to_signed"}]"#).unwrap();
+    let data = DataConfig::new(folder.path(), crop);
+    let dataset: Arc<dyn Dataset> = Arc::from(data.open(None).unwrap());
+    let mut loader = Loader::ordered(dataset, LoaderConfig::new(&data, 2).unwrap(), 0, 0).unwrap();
+    assert_eq!(loader.by_ref().map(|batch| batch.unwrap().len()).sum::<usize>(), 1);
+    let skipped = loader.skipped();
+    assert_eq!(skipped.len(), 1);
+    assert!(skipped[0].error.contains("1.png"), "{:?}", skipped[0]);
+    assert_eq!(loader.skipped_after(0), skipped);
+    assert!(loader.skipped_after(1).is_empty());
+}
+
+/// Counts the images that are in work at once.
+struct Counting {
+    image: Vec<u8>,
+    now: std::sync::atomic::AtomicUsize,
+    most: std::sync::atomic::AtomicUsize,
+}
+
+impl Dataset for Counting {
+    fn kind(&self) -> &'static str {
+        "counting"
+    }
+    fn path(&self) -> &Path {
+        Path::new("counting")
+    }
+    fn len(&self) -> usize {
+        24
+    }
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+    fn key(&self, index: usize) -> String {
+        index.to_string()
+    }
+    fn bytes(&self, _: usize) -> u64 {
+        1000
+    }
+    fn about(&self, index: usize) -> smalti_base::Result<About> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let now = self.now.fetch_add(1, SeqCst) + 1;
+        self.most.fetch_max(now, SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        self.now.fetch_sub(1, SeqCst);
+        Ok(About { key: self.key(index), ..About::default() })
+    }
+    fn source(&self, _: usize) -> smalti_base::Result<Source> {
+        Ok(Source::Encoded(self.image.clone()))
+    }
+}
+
+#[test]
+fn workers_share_the_memory_for_images() {
+    let image = smalti_data::image::encode_png(&smalti_data::Image::filled(64, 64, [9; 3]), None).unwrap();
+    // Files of 1000 bytes; an image needs 65,536 bytes, which is more than all of the last two.
+    for (memory, most) in [(1 << 30, 8), (2500, 2), (10, 1)] {
+        let dataset = Arc::new(Counting { image: image.clone(), now: 0.into(), most: 0.into() });
+        let mut config = LoaderConfig::new(&emoji(false), 2).unwrap();
+        (config.workers, config.ahead, config.limits.memory) = (8, 16, memory);
+        let loader = Loader::ordered(dataset.clone(), config, 0, 0).unwrap();
+        assert_eq!(loader.map(|batch| batch.unwrap().len()).sum::<usize>(), 24);
+        let seen = dataset.most.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(seen <= most, "{seen} in work at once, at most {most}");
+    }
+}

@@ -38,7 +38,7 @@ pub trait Objective {
     /// Examples in one epoch.
     fn epoch(&self) -> u64;
 
-    /// Images that could not be used so far, each with its reason.
+    /// Images that could not be used, each with its reason, since the last call; one may come again.
     fn skipped(&self) -> Vec<(String, String)> {
         Vec::new()
     }

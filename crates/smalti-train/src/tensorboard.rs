@@ -193,12 +193,19 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A name that comes after those of the files that are there.
+/// A name that comes after those of the files that are there, whatever the clock says.
 fn unused_name(folder: &Path, old: &[PathBuf]) -> PathBuf {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
-    let name = |seconds: u64| folder.join(format!("{PREFIX}{seconds:010}.smalti.{}", std::process::id()));
-    let later = (seconds..).map(name).find(|path| old.last().is_none_or(|last| path > last));
-    later.unwrap_or_else(|| name(seconds))
+    let own = folder.join(format!("{PREFIX}{seconds:010}.smalti.{}", std::process::id()));
+    match old.last() {
+        // Readers sort by name, and a longer one comes after its beginning.
+        Some(last) if own <= *last => {
+            let mut name = last.clone().into_os_string();
+            name.push(".1");
+            name.into()
+        }
+        _ => own,
+    }
 }
 
 /// What an event file holds, up to where it is damaged or a killed process left it.

@@ -17,7 +17,7 @@ use smalti_data::image::encode_png;
 use smalti_models::checkpoint::weights::{Precision, load_module, save_module};
 use smalti_models::host;
 use smalti_models::quantizers::{Stats, usage::Usage};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -61,7 +61,9 @@ struct Trainer<'a, O: Objective> {
     events: EventWriter,
     window: Window,
     /// Key and reason of images that could not be used, those before a pause included.
-    skipped_images: Vec<(String, String)>,
+    skipped_images: BTreeSet<(String, String)>,
+    /// Whether some of them are not listed on the disk.
+    has_new_skips: bool,
     /// The step whose checkpoint is there.
     saved: Option<u64>,
 }
@@ -182,13 +184,15 @@ impl<'a, O: Objective> Trainer<'a, O> {
             metrics,
             events,
             window: Window::default(),
-            skipped_images: folder.skipped()?,
+            skipped_images: folder.skipped()?.into_iter().collect(),
+            has_new_skips: false,
             saved,
         })
     }
 
     fn save(&mut self) -> Result<()> {
         let step = self.state.step;
+        self.list_skipped()?;
         if self.saved == Some(step) {
             return Ok(());
         }
@@ -254,8 +258,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
 
     fn after_step(&mut self) -> Result<()> {
         let step = self.state.step;
-        self.note_skipped()?;
+        self.note_skipped();
         if step.is_multiple_of(self.recipe.logging.every) || self.is_last() {
+            self.list_skipped()?;
             self.log()?;
         } else {
             self.progress.advance(step, "");
@@ -306,18 +311,25 @@ impl<'a, O: Objective> Trainer<'a, O> {
         self.folder.prune(self.recipe.checkpoint.keep, self.state.best.map(|(_, step)| step))
     }
 
-    /// Says and lists which images could not be used.
-    fn note_skipped(&mut self) -> Result<()> {
+    /// Says which images could not be used.
+    fn note_skipped(&mut self) {
         let one_line = |text: String| text.replace(['\t', '\n', '\r'], " ");
-        let now = self.objective.skipped().into_iter().map(|(key, error)| (one_line(key), one_line(error)));
-        let new: Vec<_> = now.filter(|image| !self.skipped_images.contains(image)).collect();
-        if new.is_empty() {
-            return Ok(());
+        for (key, error) in self.objective.skipped() {
+            let line = format!("skipped {key}: {error}");
+            if self.skipped_images.insert((one_line(key), one_line(error))) {
+                self.progress.say(&line);
+                self.has_new_skips = true;
+            }
         }
-        new.iter().for_each(|(key, error)| self.progress.say(&format!("skipped {key}: {error}")));
-        self.skipped_images.extend(new);
-        self.skipped_images.sort();
-        self.folder.write_skipped(&self.skipped_images)
+    }
+
+    /// Lists them in the folder. What is not listed when a run is killed was skipped after its last checkpoint, and will be again.
+    fn list_skipped(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.has_new_skips) {
+            let all: Vec<_> = self.skipped_images.iter().cloned().collect();
+            self.folder.write_skipped(&all)?;
+        }
+        Ok(())
     }
 
     fn log(&mut self) -> Result<()> {
@@ -366,7 +378,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let step = self.state.step;
         let Evaluation { values, score, picture } =
             self.objective.evaluate(&self.model_in_use(), &smalti_base::progress::Silent)?;
-        self.note_skipped()?;
+        self.note_skipped();
+        self.list_skipped()?;
         let mut found = serde_json::Map::new();
         let mut line = serde_json::Map::from_iter([("step".to_string(), json!(step))]);
         for (name, value) in &values {

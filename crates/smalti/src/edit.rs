@@ -7,13 +7,32 @@ use crate::{SamplingArgs, Settings, WeightsArgs};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Progress, Result, device, files};
 use smalti_data::Image;
-use smalti_data::image::{Limits, Mask, decode_mask, save_png};
+use smalti_data::image::{self, Limits, Mask, decode_mask, save_png};
 use smalti_data::transforms::{Filter, resize};
 use smalti_models::{ImageRequest, Known, Request};
 use smalti_train::pixels;
 use std::path::PathBuf;
 
 const BACKGROUND: [u8; 3] = [255; 3];
+
+/// What of the mask says where to repaint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskChannel {
+    /// Its transparent pixels
+    Alpha,
+    /// Its light pixels
+    Light,
+}
+
+impl From<MaskChannel> for image::MaskChannel {
+    fn from(channel: MaskChannel) -> Self {
+        match channel {
+            MaskChannel::Alpha => Self::Alpha,
+            MaskChannel::Light => Self::Light,
+        }
+    }
+}
 
 /// What `edit` is told.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -23,9 +42,13 @@ pub struct EditArgs {
     pub image: PathBuf,
     /// What the picture should show
     pub prompt: Option<String>,
-    /// An image whose white or transparent pixels mark what to repaint; it is stretched to the image's size
+    /// An image whose white parts mark what to repaint, or a copy of the image with transparent holes; it is stretched to the
+    /// image's size
     #[arg(long, value_name = "MASK")]
     pub mask: PathBuf,
+    /// What of the mask marks [default: found out; a mask that can be read in two ways is refused]
+    #[arg(long, value_name = "CHANNEL")]
+    pub mask_channel: Option<MaskChannel>,
     /// Bundle or run folder [default: $SMALTI_MODEL, else the demo bundle]
     #[arg(short, long, value_name = "BUNDLE")]
     pub model: Option<PathBuf>,
@@ -110,12 +133,14 @@ pub fn plan(args: &EditArgs, settings: &Settings) -> Result<EditPlan> {
     let (h, w) = layout.finest();
     let limits = Limits::default();
     let pixels = smalti_data::image::open_as(model.planes()?, &args.image, BACKGROUND, &limits)?;
-    let mask = decode_mask(&files::read(&args.mask)?, &args.mask.display().to_string(), &limits)?;
+    let bytes = files::read_at_most(&args.mask, limits.bytes)?;
+    let name = args.mask.display().to_string();
+    let mask = decode_mask(&bytes, &name, &limits, Some(&pixels), args.mask_channel.map(Into::into))?;
     if !mask.repaint.contains(&true) {
         return Err(Error::invalid_hint(
             args.mask.display(),
             "the mask marks nothing",
-            "white parts, or transparent ones if there are any, are repainted",
+            "white parts are repainted, or the transparent holes of a copy of the image; `--mask-channel alpha|light` says which",
         ));
     }
     let repaint = Mask::new(pixels.width, pixels.height, mask.on_grid(pixels.width, pixels.height))?;

@@ -20,6 +20,12 @@ pub struct InspectArgs {
     /// Read every byte of a bundle or of token shards and compare checksums
     #[arg(long)]
     pub verify: bool,
+    /// Of a set of images: the part, such as train
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Of a set of images: its folders are classes, also where one is called train or test; `false`: they are not [default: found out]
+    #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub classes_from_folders: Option<bool>,
 }
 
 /// What was found.
@@ -185,7 +191,7 @@ pub fn run(args: &InspectArgs) -> Result<InspectOutcome> {
         }
         "safetensors" => weights(path).map(InspectOutcome::Weights),
         "png" => picture(path).map(InspectOutcome::Picture),
-        _ => images(path).map(InspectOutcome::Images),
+        _ => images(args).map(InspectOutcome::Images),
     }
 }
 
@@ -285,8 +291,11 @@ fn picture(path: &Path) -> Result<PictureFacts> {
     Ok(PictureFacts { path: path.to_path_buf(), width, height, parameters: image::read_parameters(path)? })
 }
 
-fn images(path: &Path) -> Result<ImagesFacts> {
-    let dataset = smalti_data::datasets::open(path, None, None)?;
+fn images(args: &InspectArgs) -> Result<ImagesFacts> {
+    let mut config = smalti_data::DataConfig::new(&args.path, Vec::new());
+    config.split.clone_from(&args.split);
+    config.classes_from_folders = args.classes_from_folders;
+    let dataset = config.open(None)?;
     Ok(ImagesFacts {
         description: dataset.describe(),
         classes: dataset.classes().to_vec(),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Planes, Progress, Result};
 use smalti_data::loader::{LoaderConfig, Skipped};
 use smalti_data::{DataConfig, Dataset, ImageBatch, Loader, Transform};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,12 @@ pub struct SourceArgs {
     /// Field of the metadata that holds the caption [default: text, else caption]
     #[arg(long, value_name = "FIELD")]
     pub caption: Option<String>,
+    /// Folders of images are classes, also where one is called train or test; `false`: they are not [default: found out]
+    #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub classes_from_folders: Option<bool>,
+    /// Leave out images without a caption
+    #[arg(long)]
+    pub require_caption: bool,
 }
 
 impl SourceArgs {
@@ -35,6 +42,8 @@ impl SourceArgs {
         let mut config = DataConfig::new(path, Transform::center(size, planes));
         config.split = self.split.clone();
         config.caption = self.caption.clone();
+        config.classes_from_folders = self.classes_from_folders;
+        config.require_caption = self.require_caption;
         config.limit = self.limit;
         if let Some(typed) = &self.background {
             config.background = colour(typed)?;
@@ -94,7 +103,7 @@ impl Images {
         let config = LoaderConfig::new(&self.config, batch)?.with_planes(self.planes)?;
         let loader = Loader::ordered(self.dataset.clone(), config, 0, start)?;
         progress.begin(what, self.images as u64, "images");
-        Ok(Batches { images: self, loader, progress, start, used: 0, hint: None })
+        Ok(Batches { images: self, loader, progress, start, used: 0, hint: None, skipped: HashMap::new() })
     }
 }
 
@@ -107,6 +116,8 @@ pub struct Batches<'a> {
     start: usize,
     used: usize,
     hint: Option<String>,
+    /// As far as anybody has asked.
+    skipped: HashMap<usize, Skipped>,
 }
 
 impl Batches<'_> {
@@ -120,9 +131,13 @@ impl Batches<'_> {
         self.progress.advance(self.loader.position().min(self.images.images as u64), note);
     }
 
-    /// The images that could not be used so far. Loading is ahead, so some may belong to later batches.
-    pub fn skipped(&self) -> Vec<Skipped> {
-        self.loader.skipped()
+    /// Why an image before the next batch could not be used.
+    pub fn skipped(&mut self, index: usize) -> Option<&Skipped> {
+        if !self.skipped.contains_key(&index) {
+            let new = self.loader.skipped_after(self.skipped.len());
+            self.skipped.extend(new.into_iter().map(|skipped| (skipped.index, skipped)));
+        }
+        self.skipped.get(&index)
     }
 
     /// The images that could not be used, after saying which.
@@ -131,7 +146,7 @@ impl Batches<'_> {
     /// [`Error::Invalid`] if no image could be used.
     pub fn finish(self) -> Result<Vec<Skipped>> {
         self.progress.end();
-        let skipped = self.skipped();
+        let skipped = self.loader.skipped();
         skipped.iter().for_each(|image| self.progress.say(&format!("skipped: {}", image.error)));
         if self.used == 0 && self.start == 0 {
             let problem = format!("none of its {} images can be used", self.images.images);

@@ -13,6 +13,7 @@ use smalti_data::{Image, ImageBatch, RowTokens, ShardWriter, TokenRow};
 use smalti_models::Codes;
 use smalti_models::tokenizers::{TokenMoments, TokenizerModel};
 use smalti_train::pixels;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// What `tokenize` is told.
@@ -138,11 +139,12 @@ pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutco
         while let Some(batch) = batches.next() {
             let batch = batch?;
             let tokens = encode(&tokenizer, &batch, plan.flip, &device)?;
-            rows.add(&batch, tokens, &batches)?;
+            rows.add(&batch, tokens, &mut batches)?;
             batches.done("");
         }
         let skipped = batches.finish()?;
-        rows.skip_until(plan.source.images * rows.copies, &skipped)?;
+        let skipped: HashMap<usize, &Skipped> = skipped.iter().map(|skipped| (skipped.index, skipped)).collect();
+        rows.skip_until(plan.source.images * rows.copies, |image| skipped.get(&image).copied().cloned())?;
     }
     let manifest = rows.writer.finish()?;
     Ok(TokenizeOutcome {
@@ -223,12 +225,12 @@ impl Rows {
     }
 
     /// Adds the rows of a batch. Images that it left out are noted as skipped.
-    fn add(&mut self, batch: &ImageBatch, tokens: Vec<RowTokens>, batches: &Batches<'_>) -> Result<()> {
+    fn add(&mut self, batch: &ImageBatch, tokens: Vec<RowTokens>, batches: &mut Batches<'_>) -> Result<()> {
         for (place, tokens) in tokens.into_iter().enumerate() {
             let (i, copy) = (place / self.copies, place % self.copies);
             let index = batch.indices[i] * self.copies + copy;
             if index > self.writer.next() {
-                self.skip_until(index, &batches.skipped())?;
+                self.skip_until(index, |image| batches.skipped(image).cloned())?;
             }
             // A run may have stopped between an image and its mirror image.
             if index == self.writer.next() {
@@ -241,13 +243,13 @@ impl Rows {
         Ok(())
     }
 
-    /// Notes the rows before `end` as skipped.
-    fn skip_until(&mut self, end: usize, skipped: &[Skipped]) -> Result<()> {
+    /// Notes the rows before `end` as skipped; `why` knows it of each image.
+    fn skip_until(&mut self, end: usize, mut why: impl FnMut(usize) -> Option<Skipped>) -> Result<()> {
         while self.writer.next() < end {
             let index = self.writer.next();
-            let known = skipped.iter().find(|skipped| skipped.index == index / self.copies);
+            let known = why(index / self.copies);
             let known = known.ok_or_else(|| Error::invalid("tokenize", format!("image {index} was lost")))?;
-            self.writer.skip(Skipped { index, ..known.clone() })?;
+            self.writer.skip(Skipped { index, ..known })?;
         }
         Ok(())
     }

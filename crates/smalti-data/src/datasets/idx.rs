@@ -1,15 +1,15 @@
 //! IDX files, the format of MNIST and Fashion-MNIST, plain or gzipped: big-endian header (0, 0, type 8, rank), sizes as u32, bytes.
 
 use super::{About, Dataset, Source, past_end};
-use smalti_base::{Error, Result};
-use std::fs::File;
+use crate::image::Limits;
+use smalti_base::{Error, Result, files};
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// Most bytes that a file may unpack to.
 const LARGEST: u64 = 1 << 30;
 
-/// Grey images of one size, in memory.
+/// Grey images of one size, in memory: at most 1 GiB.
 #[derive(Clone, Debug)]
 pub struct Idx {
     path: PathBuf,
@@ -30,21 +30,30 @@ impl Idx {
     /// Opens a file of images, and the file of labels beside it if there is one.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Invalid`] if a header is wrong, a file is cut off, or images and labels differ in number.
+    /// [`Error::Io`], or [`Error::Invalid`] if a header is wrong, a file is damaged or has other bytes than its header says, an image has
+    /// more pixels than any may have, or images and labels differ in number.
     pub fn open(images: &Path) -> Result<Self> {
         let (sizes, pixels) = read(images)?;
         let [count, height, width] = sizes[..] else {
             return Err(Error::file(images, format!("has {} dimensions; expected images, height, width", sizes.len())));
         };
-        if height.saturating_mul(width) == 0 && count > 0 {
-            return Err(Error::file(images, format!("images of {height}x{width} pixels")));
+        let most = Limits::default().pixels;
+        if count > 0 && !(1..=most).contains(&(height as u64).saturating_mul(width as u64)) {
+            return Err(Error::file(images, format!("images of {width}x{height} pixels; expected 1 to {most} pixels")));
         }
         let labels = match labels_beside(images) {
             None => None,
             Some(file) => {
                 let (sizes, labels) = read(&file)?;
-                if sizes.len() != 1 || labels.len() != count {
-                    return Err(Error::file(&file, format!("{sizes:?} labels for {count} images")));
+                if sizes.len() != 1 {
+                    return Err(Error::file(
+                        &file,
+                        format!("has {} dimensions; expected labels in a row", sizes.len()),
+                    ));
+                }
+                if labels.len() != count {
+                    let problem = format!("{} labels for {count} images in {}", labels.len(), images.display());
+                    return Err(Error::file(&file, problem));
                 }
                 Some(labels)
             }
@@ -84,6 +93,10 @@ impl Dataset for Idx {
         Ok(About { key: self.key(index), label, ..About::default() })
     }
 
+    fn bytes(&self, _: usize) -> u64 {
+        (self.height * self.width) as u64
+    }
+
     fn source(&self, index: usize) -> Result<Source> {
         let area = self.height * self.width;
         let start = index.saturating_mul(area);
@@ -97,13 +110,18 @@ impl Dataset for Idx {
 fn labels_beside(images: &Path) -> Option<PathBuf> {
     let name = images.file_name()?.to_string_lossy().replace("-images", "-labels").replace("idx3", "idx1");
     let plain = name.trim_end_matches(".gz").to_string();
-    [name, plain.clone(), format!("{plain}.gz")].map(|n| images.with_file_name(n)).into_iter().find(|p| p.is_file())
+    [name, plain.clone(), format!("{plain}.gz")]
+        .map(|n| images.with_file_name(n))
+        .into_iter()
+        .find(|path| std::fs::symlink_metadata(path).is_ok())
 }
 
-/// Sizes and bytes of an IDX file.
+/// Sizes and bytes of an IDX file, of which nothing is left over.
 fn read(path: &Path) -> Result<(Vec<usize>, Vec<u8>)> {
     let failed = |e: std::io::Error| Error::io("read", path, e);
-    let file = BufReader::new(File::open(path).map_err(failed)?);
+    let file = files::open(path)?;
+    let packed = file.metadata().map_err(failed)?.len();
+    let file = BufReader::new(file);
     let mut reader: Box<dyn Read> = match super::extension(path).as_str() {
         "gz" => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         _ => Box::new(file),
@@ -126,10 +144,26 @@ fn read(path: &Path) -> Result<(Vec<usize>, Vec<u8>)> {
     let Some(expected) = expected.filter(|&bytes| bytes <= LARGEST) else {
         return Err(Error::file(path, format!("sizes {sizes:?} are more than {LARGEST} bytes")));
     };
+    // One byte of a gzip file gives at most 1032: more was promised than can be there, and no room is made for it.
+    if expected > packed.saturating_mul(1032) {
+        return Err(Error::file(
+            path,
+            format!("cut off: {packed} bytes cannot hold the {expected} of sizes {sizes:?}"),
+        ));
+    }
     let mut bytes = Vec::new();
-    reader.take(expected).read_to_end(&mut bytes).map_err(failed)?;
+    let room = bytes.try_reserve_exact(expected as usize);
+    room.map_err(|_| Error::file(path, format!("{expected} bytes do not fit into memory")))?;
+    reader.by_ref().take(expected).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 != expected {
         return Err(Error::file(path, format!("cut off: {} bytes of {expected} for sizes {sizes:?}", bytes.len())));
     }
-    Ok((sizes, bytes))
+    // At the end of a gzip file its checksum is compared.
+    match reader.read(&mut [0]).map_err(failed)? {
+        0 => Ok((sizes, bytes)),
+        _ => Err(Error::file(
+            path,
+            format!("has more bytes than the {expected} that its header says, of sizes {sizes:?}"),
+        )),
+    }
 }

@@ -114,6 +114,10 @@ impl Dataset for Relabelled {
         Ok(about)
     }
 
+    fn bytes(&self, index: usize) -> u64 {
+        self.dataset.bytes(index)
+    }
+
     fn source(&self, index: usize) -> Result<Source> {
         self.dataset.source(index)
     }
@@ -157,6 +161,10 @@ impl Dataset for First {
         }
     }
 
+    fn bytes(&self, index: usize) -> u64 {
+        self.dataset.bytes(index)
+    }
+
     fn source(&self, index: usize) -> Result<Source> {
         match index < self.limit {
             true => self.dataset.source(index),
@@ -166,5 +174,81 @@ impl Dataset for First {
 
     fn warnings(&self) -> &[String] {
         self.dataset.warnings()
+    }
+}
+
+/// The images of a data set that have a caption.
+pub(super) struct Captioned {
+    dataset: Box<dyn Dataset>,
+    images: Vec<usize>,
+    warnings: Vec<String>,
+}
+
+impl Captioned {
+    /// Reads all captions. An image whose caption cannot be read has none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if no image has one.
+    pub(super) fn new(dataset: Box<dyn Dataset>) -> Result<Self> {
+        let has_caption = |index: &usize| {
+            dataset.about(*index).is_ok_and(|about| about.text.is_some_and(|text| !text.trim().is_empty()))
+        };
+        let images: Vec<usize> = (0..dataset.len()).filter(has_caption).collect();
+        if images.is_empty() {
+            let problem =
+                format!("none of its {} images has a caption, and `require_caption` asks for one", dataset.len());
+            return Err(Error::file(dataset.path(), problem));
+        }
+        let mut warnings = dataset.warnings().to_vec();
+        match dataset.len() - images.len() {
+            0 => {}
+            without => {
+                warnings.push(format!("{}: left out {without} images without a caption", dataset.path().display()))
+            }
+        }
+        Ok(Self { dataset, images, warnings })
+    }
+
+    fn index(&self, index: usize) -> Result<usize> {
+        let image = self.images.get(index).copied();
+        image.ok_or_else(|| past_end(self.path(), index, self.images.len()))
+    }
+}
+
+impl Dataset for Captioned {
+    fn kind(&self) -> &'static str {
+        self.dataset.kind()
+    }
+
+    fn path(&self) -> &Path {
+        self.dataset.path()
+    }
+
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.dataset.classes()
+    }
+
+    fn key(&self, index: usize) -> String {
+        self.index(index).map(|index| self.dataset.key(index)).unwrap_or_default()
+    }
+
+    fn about(&self, index: usize) -> Result<About> {
+        self.dataset.about(self.index(index)?)
+    }
+
+    fn bytes(&self, index: usize) -> u64 {
+        self.index(index).map_or(0, |index| self.dataset.bytes(index))
+    }
+
+    fn source(&self, index: usize) -> Result<Source> {
+        self.dataset.source(self.index(index)?)
+    }
+
+    fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 }

@@ -3,11 +3,16 @@
 mod folder;
 mod idx;
 mod labels;
+mod metadata;
+mod notes;
+mod open;
 mod single;
+mod walk;
 mod webdataset;
 
 pub use folder::ImageFolder;
 pub use idx::Idx;
+pub use open::open;
 pub use single::SingleImage;
 pub use webdataset::WebDataset;
 
@@ -59,10 +64,14 @@ impl Record {
     /// The image, transparency composited on `background`; a label map if `planes` says so.
     ///
     /// # Errors
-    /// As [`image::decode_as`], naming the key.
+    /// As [`image::decode_as`], naming the key; raw pixels past the limit.
     pub fn decode(&self, planes: Planes, background: [u8; 3], limits: &Limits) -> Result<Image> {
         match &self.image {
             Source::Encoded(bytes) => image::decode_as(planes, bytes, &self.about.key, background, limits),
+            Source::Grey { width, height, .. } if (*width as u64).saturating_mul(*height as u64) > limits.pixels => {
+                let problem = format!("{width}x{height} pixels are more than the limit, {}", limits.pixels);
+                Err(Error::invalid(&self.about.key, problem))
+            }
             Source::Grey { width, height, pixels } => {
                 Image::new(*width, *height, pixels.iter().flat_map(|&level| [level; 3]).collect())
             }
@@ -112,6 +121,12 @@ pub trait Dataset: Send + Sync {
         &[]
     }
 
+    /// Bytes that [`Dataset::source`] of image `index` will read, as far as that is known without reading them; else 0.
+    fn bytes(&self, index: usize) -> u64 {
+        let _ = index;
+        0
+    }
+
     /// Whether there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -149,6 +164,14 @@ pub struct DataConfig {
     /// Field of the metadata that is the caption; `text` or else `caption` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caption: Option<String>,
+    /// Whether the folders of images are classes, where they could also be parts of a data set, or neither: in `boat`, `bus`, `train`
+    /// one has the name of a part. `true`: each folder is a class and images beside them are left out; `false`: all images
+    /// are used, without classes. Unless given, that is found out, and what could be both is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes_from_folders: Option<bool>,
+    /// Leave out images that have no caption; they are counted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_caption: bool,
     /// Colour behind transparent pixels, red, green, blue.
     #[serde(default = "white")]
     pub background: [u8; 3],
@@ -173,6 +196,8 @@ impl DataConfig {
             path: path.into(),
             split: None,
             caption: None,
+            classes_from_folders: None,
+            require_caption: false,
             background: white(),
             transforms,
             limit: None,
@@ -185,11 +210,19 @@ impl DataConfig {
     /// # Errors
     /// As [`open`]; [`Error::Unknown`] for a class that is not among `classes`.
     pub fn open(&self, classes: Option<&[String]>) -> Result<Box<dyn Dataset>> {
-        let mut dataset = open(&self.path, self.split.as_deref(), self.caption.as_deref())?;
+        let how = open::How {
+            split: self.split.as_deref(),
+            caption: self.caption.as_deref(),
+            classes_from_folders: self.classes_from_folders,
+        };
+        let mut dataset = open::open_as(&self.path, how)?;
         if let Some(classes) = classes
             && !dataset.classes().is_empty()
         {
             dataset = Box::new(labels::Relabelled::new(dataset, classes)?);
+        }
+        if self.require_caption {
+            dataset = Box::new(labels::Captioned::new(dataset)?);
         }
         match self.limit {
             Some(0) => Err(Error::file(&self.path, "limit = 0 leaves no images")),
@@ -207,137 +240,9 @@ impl DataConfig {
     }
 }
 
-/// Opens whatever is at `path`: a folder of images (classes as folders, or `metadata.jsonl`/`metadata.csv`), WebDataset tars, IDX
-/// files, or one image. `caption` names the field of the metadata to use as caption.
-///
-/// # Errors
-/// [`Error::Io`] if nothing is there; [`Error::Invalid`] if there are no images in it or its metadata are broken;
-/// [`Error::Unknown`] if it has no such split.
-pub fn open(path: &Path, split: Option<&str>, caption: Option<&str>) -> Result<Box<dyn Dataset>> {
-    let dataset = detect(path, split, caption)?;
-    if dataset.is_empty() {
-        let notes: Vec<String> = dataset.warnings().iter().map(|w| format!("; {w}")).collect();
-        return Err(Error::file(path, format!("contains no images{}", notes.concat())));
-    }
-    Ok(dataset)
-}
-
-fn detect(path: &Path, split: Option<&str>, caption: Option<&str>) -> Result<Box<dyn Dataset>> {
-    if webdataset::is_pattern(path) {
-        no_split(path, split)?;
-        return Ok(Box::new(WebDataset::open(path, &webdataset::expand(path)?, caption)?));
-    }
-    let found = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
-    if found.is_dir() {
-        return match split {
-            Some(split) => open_split(path, split, caption),
-            None => open_folder(path, caption),
-        };
-    }
-    no_split(path, split)?;
-    if extension(path) == "tar" {
-        return Ok(Box::new(WebDataset::open(path, &[path.to_path_buf()], caption)?));
-    }
-    if idx::is_images(path) {
-        return Ok(Box::new(Idx::open(path)?));
-    }
-    if image::EXTENSIONS.contains(&extension(path).as_str()) {
-        return Ok(Box::new(SingleImage::new(path)));
-    }
-    Err(Error::invalid_hint(
-        path.display(),
-        "not a data set of a known kind",
-        "expected a folder of images, WebDataset .tar files, IDX files or an image",
-    ))
-}
-
-fn no_split(path: &Path, split: Option<&str>) -> Result<()> {
-    match split {
-        None => Ok(()),
-        Some(split) => Err(Error::file(path, format!("is one file, so there is no split `{split}` in it"))),
-    }
-}
-
-fn open_split(path: &Path, split: &str, caption: Option<&str>) -> Result<Box<dyn Dataset>> {
-    let folder = path.join(split);
-    if folder.is_dir() {
-        return open_folder(&folder, caption);
-    }
-    let entries = list(path)?;
-    let tars: Vec<PathBuf> =
-        entries.iter().filter(|e| extension(e) == "tar" && split_of(e) == split).cloned().collect();
-    if !tars.is_empty() {
-        return Ok(Box::new(WebDataset::open(path, &tars, caption)?));
-    }
-    if let Some(file) = entries.iter().find(|e| idx::is_images(e) && split_of(e) == split) {
-        return Ok(Box::new(Idx::open(file)?));
-    }
-    Err(Error::unknown(path.display(), "split", split, splits(&entries)))
-}
-
-fn open_folder(path: &Path, caption: Option<&str>) -> Result<Box<dyn Dataset>> {
-    if let Some(metadata) = folder::metadata_file(path) {
-        return Ok(Box::new(ImageFolder::from_metadata(path, &metadata, caption)?));
-    }
-    let entries = list(path)?;
-    let known = splits(&entries);
-    if known.iter().any(|name| SPLITS.contains(&name.as_str())) {
-        return Err(Error::invalid_hint(
-            path.display(),
-            format!("has several parts: {}", known.join(", ")),
-            format!("choose one: `split = \"{}\"`, or give the part's own path", known[0]),
-        ));
-    }
-    let tars: Vec<PathBuf> = entries.iter().filter(|e| extension(e) == "tar").cloned().collect();
-    if !tars.is_empty() {
-        return Ok(Box::new(WebDataset::open(path, &tars, caption)?));
-    }
-    Ok(Box::new(ImageFolder::from_classes(path)?))
-}
-
-/// Names that are parts of a data set, not classes.
-const SPLITS: [&str; 7] = ["train", "validation", "valid", "val", "test", "t10k", "dev"];
-
-/// The parts that a folder seems to have: its folders, tars and IDX files.
-fn splits(entries: &[PathBuf]) -> Vec<String> {
-    let part = |e: &&PathBuf| e.is_dir() || extension(e) == "tar" || idx::is_images(e);
-    let mut names: Vec<String> = entries.iter().filter(part).map(|e| split_of(e)).collect();
-    names.dedup();
-    names
-}
-
-/// `train` of `train/`, `train.tar`, `train-00000.tar`, `train-images-idx3-ubyte.gz`.
-fn split_of(path: &Path) -> String {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    if idx::is_images(path) {
-        return name.split("-images").next().unwrap_or_default().to_string();
-    }
-    let Some(stem) = name.strip_suffix(".tar").filter(|_| !path.is_dir()) else {
-        return name;
-    };
-    match stem.rsplit_once('-') {
-        Some((split, number)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => split.into(),
-        _ => stem.into(),
-    }
-}
-
 /// Lower-case extension of a path, empty without one.
 fn extension(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
-}
-
-/// A folder's entries without hidden ones, sorted by name.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e: std::io::Error| Error::io("read folder", folder, e);
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            entries.push(entry.path());
-        }
-    }
-    entries.sort();
-    Ok(entries)
 }
 
 /// Refuses a file or member of more bytes than any image may have.
@@ -351,11 +256,16 @@ fn check_size(bytes: u64, place: &str) -> Result<()> {
 
 /// Reads an image's file.
 fn read_file(path: &Path) -> Result<Source> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-    check_size(size, &path.display().to_string())?;
-    Ok(Source::Encoded(files::read(path)?))
+    Ok(Source::Encoded(files::read_at_most(path, Limits::default().bytes)?))
 }
 
 fn past_end(path: &Path, index: usize, len: usize) -> Error {
     Error::file(path, format!("image {index} of {len}: past the end"))
+}
+
+/// A warning if only some images have a caption.
+fn some_captions(path: &Path, with: usize, images: usize) -> Option<String> {
+    let hint = "`require_caption = true` (`--require-caption`) leaves the others out";
+    let is_some = with > 0 && with < images;
+    is_some.then(|| format!("{}: {with} of {images} images have a caption; {hint}", path.display()))
 }

@@ -45,6 +45,10 @@ impl Dataset for SingleImage {
         }
     }
 
+    fn bytes(&self, _: usize) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |found| found.len())
+    }
+
     fn source(&self, index: usize) -> Result<Source> {
         match index {
             0 => read_file(&self.path),

@@ -1,9 +1,9 @@
 //! Image files to RGB, never past the limits.
 //!
-//! PNG (palette, grey, 16-bit and alpha too), JPEG, WebP, GIF and BMP. Of an animation the first frame counts. EXIF rotation
-//! is applied. 16-bit channels are rounded to 8. Transparency is composited on the background that the caller states.
+//! PNG (palette, grey, 16-bit and alpha too), JPEG, WebP, GIF, BMP and TIFF. Of an animation the first frame counts, of several pages
+//! the first page. EXIF rotation is applied. 16-bit channels are rounded to 8. Transparency is composited on the background that the caller states.
 
-use super::Image;
+use super::{Image, jpeg};
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Planes, Result, files};
@@ -12,7 +12,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// File name extensions that are taken for images, in lower case.
-pub const EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+pub const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
+/// The kinds of files that are read, for messages.
+pub(crate) const KINDS: &str = "PNG, JPEG, WebP, GIF, BMP and TIFF can be read";
+/// Memory that an image takes at most while it is decoded, for each pixel: the decoder's output, its own tables, and RGB.
+const PER_PIXEL: u64 = 16;
 
 /// What an image may cost. An image past a limit is an error before its pixels are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,13 +26,30 @@ pub struct Limits {
     pub pixels: u64,
     /// Most bytes of one image file.
     pub bytes: u64,
+    /// Bytes that all images that are in work at once may take, counted before their pixels are read: 16 for each pixel, and once more
+    /// as many for their files. One that needs more by itself is worked on alone.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub memory: u64,
+}
+
+/// Left out where it is written, so that what was written before this setting reads the same.
+fn is_usual(memory: &u64) -> bool {
+    *memory == Limits::default().memory
 }
 
 impl Default for Limits {
-    /// 64 million pixels and 256 MiB.
+    /// 64 million pixels, 256 MiB, and 1 GiB for all.
     fn default() -> Self {
-        Self { pixels: 64_000_000, bytes: 256 << 20 }
+        Self { pixels: 64_000_000, bytes: 256 << 20, memory: 1 << 30 }
     }
+}
+
+/// Bytes that decoding an image will take at most, as its header says; 0 if it cannot be decoded.
+pub(crate) fn cost(bytes: &[u8]) -> u64 {
+    let size = catch_unwind(AssertUnwindSafe(|| {
+        ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?.into_dimensions().ok()
+    }));
+    size.ok().flatten().map_or(0, |(width, height)| u64::from(width) * u64::from(height) * PER_PIXEL)
 }
 
 /// Reads an image file.
@@ -44,9 +65,7 @@ pub fn open(path: &Path, background: [u8; 3], limits: &Limits) -> Result<Image> 
 /// # Errors
 /// [`Error::Io`], or as [`decode_as`].
 pub fn open_as(planes: Planes, path: &Path, background: [u8; 3], limits: &Limits) -> Result<Image> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-    check_bytes(size, &path.display().to_string(), limits)?;
-    decode_as(planes, &files::read(path)?, &path.display().to_string(), background, limits)
+    decode_as(planes, &files::read_at_most(path, limits.bytes)?, &path.display().to_string(), background, limits)
 }
 
 /// Decodes an image of a kind; `name` (a path or key) is named in errors.
@@ -144,10 +163,13 @@ fn decode_bounded(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicIm
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| Error::invalid(name, format!("cannot be decoded: {e}")))?;
-    use ImageFormat::{Bmp, Gif, Jpeg, Png, WebP};
-    if !matches!(reader.format(), Some(Png | Jpeg | WebP | Gif | Bmp)) {
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+    if !matches!(reader.format(), Some(Png | Jpeg | WebP | Gif | Bmp | Tiff)) {
         let what = if bytes.is_empty() { "the file is empty" } else { "not an image of a known kind" };
-        return Err(Error::invalid_hint(name, what, "PNG, JPEG, WebP, GIF and BMP can be read"));
+        return Err(Error::invalid_hint(name, what, KINDS));
+    }
+    if reader.format() == Some(Jpeg) {
+        jpeg::must_be_whole(bytes).map_err(|problem| Error::invalid(name, problem))?;
     }
     let mut bounds = ::image::Limits::default();
     bounds.max_alloc = Some(memory(limits));
@@ -169,6 +191,9 @@ fn decode_bounded(bytes: &[u8], name: &str, limits: &Limits) -> Result<DynamicIm
     decoder.set_limits(bounds).map_err(broken)?;
     let orientation = decoder.orientation().unwrap_or(::image::metadata::Orientation::NoTransforms);
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    if matches!(decoded, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) {
+        return Err(Error::invalid(name, "its pixels are floating-point numbers, whose range is not known"));
+    }
     decoded.apply_orientation(orientation);
     Ok(decoded)
 }

@@ -2,12 +2,14 @@
 
 mod decode;
 mod grid;
+mod jpeg;
 mod mask;
 mod png;
 
 pub use decode::{EXTENSIONS, Limits, decode, decode_as, decode_labels, open, open_as};
+pub(crate) use decode::{KINDS, cost};
 pub use grid::grid;
-pub use mask::{Mask, decode_mask};
+pub use mask::{Mask, MaskChannel, decode_mask};
 pub use png::{encode_png, parameters, read_parameters, save_png};
 
 use smalti_base::{Error, Planes, Result};

@@ -1,7 +1,7 @@
 //! Training an encoder on images: on what they show, and on the features of a teacher.
 
 use super::images;
-use super::skipped::SkippedImages;
+use super::skipped::{Purpose, SkippedImages};
 use crate::conditions::{ConditionReader, Facts, must_say};
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
@@ -250,11 +250,11 @@ impl Objective for EncoderObjective {
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
         let loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
-        Ok(self.skipped.watch(loader))
+        Ok(self.skipped.watch(loader, Purpose::Training))
     }
 
     fn skipped(&self) -> Vec<(String, String)> {
-        self.skipped.list()
+        self.skipped.take()
     }
 
     fn epoch(&self) -> u64 {
@@ -279,7 +279,7 @@ impl Objective for EncoderObjective {
         let loader = Loader::ordered(self.validation.clone(), self.loading(&self.task.validation)?, self.seed, 0)?;
         let (mut images, mut sums) = (0, [0.0; 3]);
         let (mut labelled, mut taught) = (false, false);
-        for batch in self.skipped.watch_validation(loader) {
+        for batch in self.skipped.watch(loader, Purpose::Validation) {
             let batch = batch?;
             let found = self.lesson.terms(model, &batch, &self.lesson.device, None)?;
             (labelled, taught) = (found.own.is_some(), found.distance.is_some());

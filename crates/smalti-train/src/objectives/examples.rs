@@ -1,6 +1,7 @@
 //! What a generator learns from: token shards, or images that its tokenizer turns into tokens at each step.
 
 use super::images;
+use super::skipped::Seen;
 use crate::conditions::{ConditionReader, Facts, must_say};
 use crate::pixels;
 use crate::recipe::ExampleSource;
@@ -205,7 +206,15 @@ impl Examples {
                 Some(Loader::new(dataset.clone(), config, seed, start)?)
             }
         };
-        Ok(Endless { examples: self, order: Order::new(seed, self.len()), batch, seed, at: start, loader })
+        Ok(Endless {
+            examples: self,
+            order: Order::new(seed, self.len()),
+            batch,
+            seed,
+            at: start,
+            loader,
+            seen: Seen::default(),
+        })
     }
 
     /// Every example once, at most so many, in batches.
@@ -220,7 +229,7 @@ impl Examples {
                 Some(Loader::ordered(dataset.clone(), config, 0, 0)?)
             }
         };
-        Ok(Once { examples: self, batch, most: most.min(self.len()), at: 0, loader })
+        Ok(Once { examples: self, batch, most: most.min(self.len()), at: 0, loader, seen: Seen::default() })
     }
 
     fn rows(&self, rows: &[usize], streams: impl Fn(usize, usize) -> Stream) -> Result<Batch> {
@@ -305,12 +314,13 @@ pub(super) struct Endless<'a> {
     /// The next example.
     at: u64,
     loader: Option<Loader>,
+    seen: Seen,
 }
 
 impl Endless<'_> {
-    /// Images that could not be used so far.
-    pub(super) fn skipped(&self) -> Vec<Skipped> {
-        self.loader.as_ref().map(Loader::skipped).unwrap_or_default()
+    /// Images that could not be used, since the last call.
+    pub(super) fn skipped(&mut self) -> Vec<Skipped> {
+        self.loader.as_ref().map(|loader| self.seen.new_of(loader)).unwrap_or_default()
     }
 
     fn rows(&mut self) -> Result<Batch> {
@@ -344,12 +354,13 @@ pub(super) struct Once<'a> {
     /// The next example.
     at: usize,
     loader: Option<Loader>,
+    seen: Seen,
 }
 
 impl Once<'_> {
     /// Images that could not be used so far.
-    pub(super) fn skipped(&self) -> Vec<Skipped> {
-        self.loader.as_ref().map(Loader::skipped).unwrap_or_default()
+    pub(super) fn skipped(&mut self) -> Vec<Skipped> {
+        self.loader.as_ref().map(|loader| self.seen.new_of(loader)).unwrap_or_default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::captions::{self, Captions};
 use super::examples::{Batch, CodesByKey, Examples, Opened, must_all_say};
-use super::skipped::SkippedImages;
+use super::skipped::{Purpose, SkippedImages};
 use crate::conditions::ConditionReader;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
@@ -175,16 +175,13 @@ impl Objective for GeneratorObjective {
                 }
                 Ok(batch)
             });
-            let skipped = batches.skipped();
-            if !skipped.is_empty() {
-                self.skipped.set(skipped);
-            }
+            self.skipped.add(batches.skipped(), Purpose::Training);
             Some(batch)
         })))
     }
 
     fn skipped(&self) -> Vec<(String, String)> {
-        self.skipped.list()
+        self.skipped.take()
     }
 
     fn epoch(&self) -> u64 {
@@ -213,7 +210,7 @@ impl Objective for GeneratorObjective {
         let mut batches = self.validation.once(self.micro_batch, self.tokenizer.planes(), self.evaluation.images)?;
         while let Some(batch) = batches.next() {
             let batch = batch?;
-            self.skipped.set_validation(batches.skipped());
+            self.skipped.add(batches.skipped(), Purpose::Validation);
             let (count, conditions) = (batch.len(), batch.conditions.clone());
             if count == 0 {
                 continue;

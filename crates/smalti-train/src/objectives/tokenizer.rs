@@ -1,7 +1,7 @@
 //! Training a tokenizer on images.
 
 use super::images;
-use super::skipped::SkippedImages;
+use super::skipped::{Purpose, SkippedImages};
 use crate::gradients::accumulate;
 use crate::objective::{Evaluation, Objective, StepOutput};
 use crate::pixels;
@@ -211,11 +211,11 @@ impl Objective for TokenizerObjective {
 
     fn batches(&self, start: u64) -> Result<Box<dyn Iterator<Item = Result<ImageBatch>> + '_>> {
         let loader = Loader::new(self.train.clone(), self.loading(&self.task.train)?, self.seed, start)?;
-        Ok(self.skipped.watch(loader))
+        Ok(self.skipped.watch(loader, Purpose::Training))
     }
 
     fn skipped(&self) -> Vec<(String, String)> {
-        self.skipped.list()
+        self.skipped.take()
     }
 
     fn epoch(&self) -> u64 {
@@ -264,7 +264,7 @@ impl Objective for TokenizerObjective {
         let mut shown = Vec::new();
         let count = self.validation.len().min(self.evaluation.images).max(1);
         let pictures = self.evaluation.pictures;
-        for batch in self.skipped.watch_validation(loader) {
+        for batch in self.skipped.watch(loader, Purpose::Validation) {
             let batch = batch?;
             let original = pixels::upload_batch(&batch, &self.device);
             let codes = model.model.encode(original.clone())?;
