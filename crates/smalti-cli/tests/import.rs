@@ -171,3 +171,43 @@ fn both_stages_come_from_one_file_and_make_pictures_of_any_size() {
         assert_eq!(back.read(name).unwrap(), official.read(name).unwrap(), "{name}");
     }
 }
+
+/// A bundle is replaced as a whole: what is not imported stays, and a refused import changes nothing.
+#[test]
+fn a_bundle_is_replaced_in_one_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, bundle) = (folder.path().join("model.safetensors"), folder.path().join("bundle"));
+    official(&file, |_| {});
+    let import = ["import", text(&file), "--system", "vqgan", "-o", text(&bundle)];
+    let first = json_of(&import);
+    std::fs::write(bundle.join("notes.txt"), "kept").unwrap();
+    let kept = std::fs::read(bundle.join("bundle.json")).unwrap();
+    official(&file, |tensors| {
+        let tensor = tensors.get_mut("quant_conv.bias").unwrap();
+        let Values::Floats(values) = &mut tensor.values else { panic!() };
+        values[1] = f32::INFINITY;
+    });
+    let error = error_of(&import, 1);
+    assert!(error.contains("values of tensor `quant_conv.bias` are not finite; the first is inf at [1]"), "{error}");
+    assert_eq!(std::fs::read(bundle.join("bundle.json")).unwrap(), kept);
+    official(&file, |tensors| {
+        let tensor = tensors.get_mut("quant_conv.bias").unwrap();
+        let Values::Floats(values) = &mut tensor.values else { panic!() };
+        values[1] += 1.0;
+    });
+    let second = json_of(&import);
+    assert_ne!(first["parts"][0]["facts"]["sha256"], second["parts"][0]["facts"]["sha256"]);
+    json_of(&["inspect", text(&bundle), "--verify"]);
+    assert_eq!(std::fs::read_to_string(bundle.join("notes.txt")).unwrap(), "kept");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left beside the bundle");
+    // Other weights under the old checksum are used by no verb.
+    let weights = bundle.join("tokenizer/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let image = root().join("docs/demo-reconstructions.png");
+    let out = folder.path().join("out");
+    let error = error_of(&["reconstruct", text(&image), "--model", text(&bundle), "-o", text(&out)], 1);
+    assert!(error.contains("the bundle's checksum do not fit"), "{error}");
+}

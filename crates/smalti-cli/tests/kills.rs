@@ -32,19 +32,25 @@ fn images(folder: &Path, count: usize) -> PathBuf {
     data
 }
 
+/// A recipe of this text and model.
+fn written(path: PathBuf, text: &str, model: serde_json::Value) -> PathBuf {
+    let mut recipe: toml::Table = text.parse().unwrap();
+    let task = recipe["task"].as_table_mut().unwrap();
+    task.insert("model".into(), toml::Value::try_from(model).unwrap());
+    fs::write(&path, recipe.to_string()).unwrap();
+    path
+}
+
 fn tokenizer_recipe(folder: &Path) -> PathBuf {
     let data = images(folder, 8);
     let transforms = r#"[{ kind = "center_crop", size = 16 }, { kind = "to_signed" }]"#;
     let text = format!(
         "name = 'kill-tokenizer'\n{COMMON}\n[task]\nkind = 'tokenizer'\nloss = {{ l1 = 1.0 }}\n\
          train = {{ path = '{data}', transforms = {transforms} }}\n\
-         validation = {{ path = '{data}', transforms = {transforms} }}\n[task.model]\n{model}",
+         validation = {{ path = '{data}', transforms = {transforms} }}",
         data = data.display(),
-        model = toml::to_string(&stage::tokenizer()).unwrap()
     );
-    let path = folder.join("tokenizer.toml");
-    fs::write(&path, text).unwrap();
-    path
+    written(folder.join("tokenizer.toml"), &text, stage::tokenizer())
 }
 
 fn generator_recipe(folder: &Path) -> PathBuf {
@@ -55,14 +61,11 @@ fn generator_recipe(folder: &Path) -> PathBuf {
     let generator = stage::generator("maskgit", serde_json::json!({ "kind": "none" }));
     let text = format!(
         "name = 'kill-generator'\n{COMMON}\n[task]\nkind = 'generator'\ntokenizer = '{model}'\ntrain = '{tokens}'\n\
-         validation = '{tokens}'\nsampling = {{ steps = 2 }}\n[task.model]\n{generator}",
+         validation = '{tokens}'\nsampling = {{ steps = 2 }}",
         model = model.display(),
         tokens = tokens.display(),
-        generator = toml::to_string(&generator).unwrap()
     );
-    let path = folder.join("generator.toml");
-    fs::write(&path, text).unwrap();
-    path
+    written(folder.join("generator.toml"), &text, generator)
 }
 
 fn start(args: &[&str]) -> Child {

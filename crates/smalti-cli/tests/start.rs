@@ -164,10 +164,14 @@ fn official_weights_are_a_start() {
     let file = place.path("taming.safetensors");
     official(&file, |_| {});
     let recipe = root().join("recipes/vqgan/emoji3d-64.toml");
-    let plan = json_of(&["train", text(&recipe), &format!("start=\"{}\"", file.display()), "--dry-run"]);
+    // The recipe's paths are from the workspace's folder.
+    let path = |part: &str| format!("task.{part}.path={}", root().join(format!("assets/emoji3d/{part}.tar")).display());
+    let start = format!("start=\"{}\"", file.display());
+    let args = ["train", text(&recipe), &start, &path("train"), &path("validation"), "--dry-run"];
+    let plan = json_of(&args);
     assert_eq!(plan["recipe"]["start"]["from"], json!(file));
     official(&file, |tensors| drop(tensors.remove("decoder.conv_in.bias")));
-    let error = error_of(&["train", text(&recipe), &format!("start=\"{}\"", file.display()), "--dry-run"], 1);
+    let error = error_of(&args, 1);
     assert!(error.contains("1 missing: `decoder.conv_in.bias`"), "{error}");
 }
 

@@ -69,26 +69,70 @@ impl Codes {
         }
     }
 
+    /// An error unless there are codes or finite vectors of each image. Reads a number for each from the device; [`Self::to_host`] sees
+    /// it by itself. `names` are the images', if they have any.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the first image without.
+    pub fn must_be_whole(&self, names: &[String]) -> Result<()> {
+        let broken: Vec<bool> = match self {
+            Self::Discrete(ids) | Self::Soft { codes: ids, .. } => {
+                host::ints(ids.clone().min_dim(1))?.into_iter().map(|least| least < 0).collect()
+            }
+            Self::Continuous(vectors) => {
+                let [batch, length, channels] = vectors.dims();
+                let none = vectors.clone().mul_scalar(0.0).reshape([batch, length * channels]).sum_dim(1);
+                host::floats(none)?.into_iter().map(|none| none != 0.0).collect()
+            }
+        };
+        match broken.iter().position(|broken| *broken) {
+            Some(image) => Err(not_finite(image, names)),
+            None => Ok(()),
+        }
+    }
+
     /// The tokens of each image on the host. One download.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the device returns something else.
+    /// As [`Self::to_host_of`].
     pub fn to_host(self) -> Result<Vec<Tokens>> {
+        self.to_host_of(&[])
+    }
+
+    /// [`Self::to_host`] of images with these names, for messages.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the device returns something else, or an image has no codes or no finite vectors.
+    pub fn to_host_of(self, names: &[String]) -> Result<Vec<Tokens>> {
         match self {
             Self::Discrete(ids) | Self::Soft { codes: ids, .. } => {
                 let length = ids.dims()[1].max(1);
-                let ids = host::ints(ids)?;
-                let row = |row: &[i64]| row.iter().map(|id| u32::try_from(*id)).collect::<Result<Vec<u32>, _>>();
-                let rows = ids.chunks_exact(length).map(|ids| row(ids).map(Tokens::Discrete));
-                rows.collect::<Result<_, _>>().map_err(|error| Error::invalid("tokens", error.to_string()))
+                let row = |(image, ids): (usize, &[i64])| {
+                    let row: Result<Vec<u32>, _> = ids.iter().map(|id| u32::try_from(*id)).collect();
+                    row.map(Tokens::Discrete).map_err(|_| not_finite(image, names))
+                };
+                host::ints(ids)?.chunks_exact(length).enumerate().map(row).collect()
             }
             Self::Continuous(vectors) => {
                 let [_, length, channels] = vectors.dims();
-                Ok(host::floats(vectors)?
-                    .chunks_exact((length * channels).max(1))
-                    .map(|row| Tokens::Continuous(row.to_vec()))
-                    .collect())
+                let row = |(image, row): (usize, &[f32])| match row.iter().all(|value| value.is_finite()) {
+                    true => Ok(Tokens::Continuous(row.to_vec())),
+                    false => Err(not_finite(image, names)),
+                };
+                host::floats(vectors)?.chunks_exact((length * channels).max(1)).enumerate().map(row).collect()
             }
         }
     }
+}
+
+/// What stands in place of the codes of latents that are not finite: no code. It costs no download of its own.
+pub const NO_CODE: i32 = -1;
+
+fn not_finite(image: usize, names: &[String]) -> Error {
+    let name = names.get(image).cloned().unwrap_or_else(|| format!("image {image} of the batch"));
+    Error::invalid_hint(
+        name,
+        "the tokenizer's latents of it are not finite, so it has no tokens",
+        "the tokenizer's weights are too large or damaged: take an earlier checkpoint or the official file",
+    )
 }

@@ -175,3 +175,40 @@ fn a_bundle_comes_back_and_is_checked() {
     files::write_bytes(&bundle.root().join("bundle.json"), text.as_bytes()).unwrap();
     assert!(bundle.manifest().unwrap_err().to_string().contains("bundle format 2 is not supported"));
 }
+
+/// What is not what the bundle says, or no number, is not used.
+#[test]
+fn weights_are_those_of_the_bundle_and_finite() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = BundlePaths::at(folder.path().join("b"));
+    let config: QuantizerConfig =
+        serde_json::from_value(serde_json::json!({ "kind": "vq", "codes": 8, "channels": 4 })).unwrap();
+    let device = Device::flex();
+    let open = || read_weights(&bundle, Part::Tokenizer, config.init(&device).unwrap()).map_err(|e| e.to_string());
+    let facts = write_part(&bundle, Part::Tokenizer, &config, &config.init(&device).unwrap(), Precision::F32).unwrap();
+    let mut manifest = Manifest::new("b");
+    manifest.write(bundle.root()).unwrap();
+    assert!(open().unwrap_err().contains("bundle.json says nothing of its tokenizer"));
+    manifest.parts.insert(Part::Tokenizer, facts.clone());
+    manifest.write(bundle.root()).unwrap();
+    open().unwrap();
+    let mut tensors = read_tensors(&bundle.weights(Part::Tokenizer)).unwrap();
+    let Some(Stored { values: Values::Floats(values), .. }) = tensors.get_mut("embedding.weight") else { panic!() };
+    values[13] = f32::NAN;
+    write_tensors(&bundle.weights(Part::Tokenizer), &tensors, Precision::F32, &BTreeMap::new()).unwrap();
+    let error = open().unwrap_err();
+    assert!(error.contains(&facts.sha256) && error.contains("do not fit"), "{error}");
+    let sha256 = smalti_base::files::sha256_file(&bundle.weights(Part::Tokenizer)).unwrap();
+    manifest.parts.insert(Part::Tokenizer, smalti_models::checkpoint::PartFacts { sha256, ..facts });
+    manifest.write(bundle.root()).unwrap();
+    let error = open().unwrap_err();
+    assert!(error.contains("1 of the 32 values of tensor `embedding.weight` are not finite"), "{error}");
+    assert!(error.contains("the first is NaN at [3, 1]"), "{error}");
+    // Numbers of the configuration are compared with the weights before anything is made of them.
+    for settings in [r#""codes": 4294967296"#, r#""codes": 8, "depth": 2147483648"#] {
+        let text = format!(r#"{{"kind": "vq", "channels": 4, {settings}}}"#);
+        std::fs::write(bundle.config(Part::Tokenizer), text).unwrap();
+        let error = read_config::<QuantizerConfig>(&bundle, Part::Tokenizer).unwrap_err().to_string();
+        assert!(error.contains("the weights beside it"), "{error}");
+    }
+}

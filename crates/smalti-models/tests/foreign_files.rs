@@ -5,7 +5,7 @@
 
 use smalti_base::Rng;
 use smalti_base::rng::Stream;
-use smalti_models::checkpoint::{Below, Source, Stored, Values, choose_weights, open_weights};
+use smalti_models::checkpoint::{Below, Source, Stored, Values, WeightsFile, choose_weights, open_weights};
 use std::path::{Path, PathBuf};
 
 fn file(name: &str) -> PathBuf {
@@ -59,6 +59,33 @@ fn nothing_is_executed() {
         let source = open_weights(&file(name)).unwrap();
         holds_all(&Below::new(source.as_ref(), "state_dict").unwrap());
         assert!(!Path::new("/tmp/smalti-was-here").exists());
+    }
+}
+
+/// All that Lightning and others pickle beside the weights, and the oldest container; `files/odd.py` made them.
+#[test]
+fn what_holds_no_tensor_is_passed_over() {
+    let floats = |source: &dyn Source, name: &str| source.read(name).unwrap().floats().unwrap().to_vec();
+    for name in ["odd-2.ckpt", "odd-4.ckpt", "odd-legacy.ckpt", "odd-tar.ckpt"] {
+        let source = open_weights(&file(name)).unwrap();
+        let below = Below::new(source.as_ref(), "state_dict").unwrap();
+        let shapes = [("encoder.bias".to_string(), vec![2]), ("encoder.weight".to_string(), vec![2, 3])];
+        assert_eq!(below.shapes(), shapes.into(), "{name}");
+        assert_eq!(floats(&below, "encoder.weight"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5], "{name}");
+        assert_eq!(floats(&below, "encoder.bias"), [-1.0, 2.0], "{name}");
+        if name == "odd-tar.ckpt" {
+            continue;
+        }
+        let found = |name: &str| floats(source.as_ref(), name);
+        assert_eq!(found("callbacks.lightning_parts.ModelCheckpoint.best"), [0.25]);
+        assert_eq!(found("optimizer_states.0.state.0.exp_avg"), [0.0; 6]);
+        assert_eq!(found("keys.(1,a)"), [1.0; 3]);
+        assert_eq!(found("args.mean"), [1.0; 2]);
+        assert_eq!(found("queue.2.t"), [1.0]);
+        assert_eq!(found("slots.b"), [1.0]);
+        assert_eq!(found("listed.1"), [0.0; 2]);
+        assert_eq!(found("listed.extra"), [3.0]);
+        assert!(source.shapes().keys().all(|name| !name.starts_with("itself") && !name.contains("hyper")));
     }
 }
 
@@ -162,7 +189,69 @@ fn the_weights_of_a_folder_are_chosen() {
             Ok(Some("diffusion_pytorch_model.safetensors")),
         ),
         (&["model.safetensors", "model.safetensors.index.json"], Ok(Some("model.safetensors"))),
+        (&["a-1.bin", "a-2.bin", "a.bin.index.json"], Ok(Some("a.bin.index.json"))),
+        (&["optimizer.bin", "pytorch_model.bin"], Ok(Some("pytorch_model.bin"))),
+        (&["pytorch_model.bin", "x.safetensors"], Ok(Some("x.safetensors"))),
+        (&["a.ckpt", "pytorch_model.bin.index.json"], Ok(Some("a.ckpt"))),
     ] {
         assert_eq!(chosen(names), choice.map(|name| name.map(String::from)).map_err(String::from), "{names:?}");
     }
+}
+
+/// What people take for weights is called what it is, whatever its name.
+#[test]
+fn other_files_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+        open_weights(&folder.path().join(name)).err().unwrap().to_string()
+    };
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+    for name in ["a.safetensors", "b.ckpt"] {
+        assert!(message(name, pointer).contains("`git lfs pull`"));
+        assert!(message(name, b"<!DOCTYPE html><html>").contains("web page"));
+        assert!(message(name, b"").contains("is empty"));
+    }
+    // A pickle by another name is read as what it is.
+    std::fs::copy(file("wrapped.pth"), folder.path().join("c.safetensors")).unwrap();
+    assert!(open_weights(&folder.path().join("c.safetensors")).is_ok());
+    let error = WeightsFile::open(&folder.path().join("c.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("a file of PyTorch"), "{error}");
+}
+
+/// A run of one instruction, in a zip and without.
+#[test]
+fn pickles_without_end_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ckpt");
+    for op in [b'(', b']', b'}', b')', b'N', b'K'] {
+        let mut pickle = vec![0x80, 2];
+        pickle.resize(8 << 20, op);
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        let options = zip::write::SimpleFileOptions::default();
+        zip.start_file("archive/data.pkl", options.compression_method(zip::CompressionMethod::Deflated)).unwrap();
+        std::io::Write::write_all(&mut zip, &pickle).unwrap();
+        zip.finish().unwrap();
+        let error = open_weights(&path).err().unwrap().to_string();
+        assert!(error.contains("compressed ones are too many"), "{error}");
+        std::fs::write(&path, &pickle).unwrap();
+        let error = open_weights(&path).err().unwrap().to_string();
+        assert!(error.contains("needs more memory") || error.contains("is cut short"), "{error}");
+    }
+}
+
+/// Shards of PyTorch's files by their index; one that is not there is named.
+#[test]
+fn shards_of_pytorch_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let map = r#"{"metadata": {}, "weight_map": {"state_dict.encoder.weight": "pytorch_model-1.bin", "w": "pytorch_model-2.bin"}}"#;
+    std::fs::write(at("pytorch_model.bin.index.json"), map).unwrap();
+    std::fs::copy(file("odd-4.ckpt"), at("pytorch_model-1.bin")).unwrap();
+    let error = open_weights(folder.path()).err().unwrap().to_string();
+    assert!(error.contains("`pytorch_model-2.bin` is not beside it; 1 of its 2 files"), "{error}");
+    std::fs::write(at("pytorch_model.bin.index.json"), map.replace(r#", "w": "pytorch_model-2.bin""#, "")).unwrap();
+    let source = open_weights(folder.path()).unwrap();
+    assert_eq!(source.shapes(), [("state_dict.encoder.weight".to_string(), vec![2, 3])].into());
+    assert_eq!(source.read("state_dict.encoder.weight").unwrap().floats().unwrap()[5], 2.5);
 }

@@ -11,7 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use smalti_base::{Error, Progress, Result, error::nearest, files};
 use smalti_models::checkpoint::bundle::{BundlePaths, Part};
 use smalti_models::checkpoint::import::{rules_of, views};
-use smalti_models::checkpoint::{Entry, Report, Rules, Source, Stored, Values, load_from, open_weights, parameter_map};
+use smalti_models::checkpoint::{
+    Entry, Finite, Report, Rules, Source, Stored, Values, load_from, open_weights, parameter_map,
+};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -167,7 +169,7 @@ impl Kind {
         let is_judge = self.part == Part::Encoder && !paths.has(Part::Encoder) && paths.has(Part::Judge);
         let part = if is_judge { Part::Judge } else { self.part };
         match paths.has(part) {
-            true => paths.located(part),
+            true => paths.intact(part),
             false => Err(Error::invalid_hint(
                 from.display(),
                 format!("this bundle has no {}, so training one cannot start from it", self.part.name()),
@@ -196,7 +198,7 @@ fn fitting<T>(
     if let Some(system) = kind.official.filter(|system| Rules::has(system, name).is_ok_and(|has| has)) {
         let rules = Rules::builtin(system, name)?;
         for (_, view) in views(source, kind.part) {
-            let Ok(plan) = rules.plan(view.as_ref()) else { continue };
+            let Ok(plan) = rules.plan_for(view.as_ref(), entries) else { continue };
             let seen = Seen { source: &plan, rules: Some(&rules), entries, allowed };
             let report = seen.report();
             if report.problems() == 0 {
@@ -253,7 +255,7 @@ pub fn prepare<M: Module>(model: M, recipe: &Recipe, folder: &RunFolder, progres
             let file = kind.locate(&start.from)?;
             let source = open_weights(&file)?;
             let (model, report) = fitting((source.as_ref(), kind), &entries, &allowed, |seen, report| {
-                load_from(model, seen, &|name| report.kept.iter().any(|kept| kept == name))
+                load_from(model, &Finite(seen), &|name| report.kept.iter().any(|kept| kept == name))
             })?;
             let sha256 = if file.is_file() { files::sha256_file(&file)? } else { String::new() };
             let (loaded, fresh) = (report.loaded.len(), report.kept);

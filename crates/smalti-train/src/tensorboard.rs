@@ -193,12 +193,16 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A name that comes after those of the files that are there.
+/// A name that comes after those of the files that are there, whatever the clock says.
 fn unused_name(folder: &Path, old: &[PathBuf]) -> PathBuf {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
-    let name = |seconds: u64| folder.join(format!("{PREFIX}{seconds:010}.smalti.{}", std::process::id()));
-    let later = (seconds..).map(name).find(|path| old.last().is_none_or(|last| path > last));
-    later.unwrap_or_else(|| name(seconds))
+    let name = |seconds: u64| format!("{PREFIX}{seconds:010}.smalti.{}", std::process::id());
+    let Some(last) = old.last().and_then(|path| path.file_name()).map(|name| name.display().to_string()) else {
+        return folder.join(name(seconds));
+    };
+    let number = last[PREFIX.len()..].split('.').next().and_then(|number| number.parse::<u64>().ok());
+    let later = [seconds, number.unwrap_or(0).saturating_add(1)].map(name).into_iter().find(|name| *name > last);
+    folder.join(later.unwrap_or_else(|| format!("{last}.1")))
 }
 
 /// What an event file holds, up to where it is damaged or a killed process left it.

@@ -7,7 +7,7 @@ use crate::output::must_be_a_name;
 use crate::stages::must_follow;
 use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Progress, Result, files};
-use smalti_models::checkpoint::bundle::{NEXT, Reference};
+use smalti_models::checkpoint::bundle::{NEXT, Reference, must_have_sum};
 use smalti_models::checkpoint::{BundlePaths, Manifest, Part};
 use std::path::{Path, PathBuf};
 
@@ -138,6 +138,7 @@ fn write(bundle: &Assembly<'_>, folder: &Path, name: &str, refer: bool, parts: &
     if from.text_tokenizer().is_file() {
         files::create_folder(&folder.join("text"))?;
         files::write_bytes(&to.text_tokenizer(), &files::read(&from.text_tokenizer())?)?;
+        manifest.text_sha256.iter().try_for_each(|sha256| must_have_sum(&to.text_tokenizer(), sha256))?;
     }
     if let Some(next) = bundle.next {
         let inside = folder.join(NEXT);
@@ -163,26 +164,17 @@ fn place(
     };
     files::create_folder(&to.root().join(part.name()))?;
     files::write_bytes(&to.config(part), &files::read(&from.config(source))?)?;
-    let found = match refer {
-        true => files::sha256_file(&weights)?,
+    let kept = match refer {
+        true => weights.clone(),
         false => {
             let copy = to.weights(part);
             let failed = |error| Error::io("copy", &weights, error);
             std::fs::copy(&weights, &copy).map_err(failed)?;
             std::fs::File::open(&copy).and_then(|file| file.sync_all()).map_err(failed)?;
-            files::sha256_file(&copy)?
+            copy
         }
     };
-    if found != facts.sha256 {
-        return Err(Error::Mismatch {
-            what: format!("{} and the checksum in its bundle", weights.display()),
-            left_name: "file".into(),
-            left: found,
-            right_name: "bundle.json".into(),
-            right: facts.sha256,
-            hint: Some("the file was changed or damaged: copy or train that bundle again".into()),
-        });
-    }
+    must_have_sum(&kept, &facts.sha256)?;
     let file = std::fs::canonicalize(&weights).map_err(|error| Error::io("find", &weights, error))?;
     facts.refers = refer.then(|| Reference { file: file.clone(), sha256: facts.sha256.clone() });
     let refers = refer.then_some(file);

@@ -173,7 +173,8 @@ pub fn run(plan: &EditPlan, progress: &dyn Progress) -> Result<EditOutcome> {
     let generator = generating.open_generator(&device)?;
     let planes = tokenizer.planes();
     let small = resize(&plan.pixels, generating.model.tokens.image_size, Filter::of(planes))?;
-    let mut tokens = tokenizer.encode(pixels::upload(&[small], planes, &device)?)?.to_host()?;
+    let tokens = tokenizer.encode(pixels::upload(&[small], planes, &device)?)?;
+    let mut tokens = tokens.to_host_of(&[plan.image.display().to_string()])?;
     let known = Known { tokens: tokens.swap_remove(0), keep: plan.keep.clone() };
     let request = Request::new(vec![ImageRequest { known: Some(known), ..picture }], generating.sampling.clone());
     let codes = generate(&*generator, &request, "editing", progress)?;

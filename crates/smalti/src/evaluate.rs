@@ -249,6 +249,7 @@ pub fn run(plan: &EvaluatePlan, progress: &dyn Progress) -> Result<EvaluateOutco
     while let Some(batch) = batches.next() {
         let batch = batch?;
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device))?;
+        codes.must_be_whole(&batch.keys)?;
         let reconstructions = pixels::download(tokenizer.decode(&codes)?, planes)?;
         for (original, reconstruction) in pixels::batch_images(&batch)?.iter().zip(&reconstructions) {
             fidelity.add(original, reconstruction)?;

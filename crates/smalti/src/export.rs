@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Layout, Progress, Result};
 use smalti_models::checkpoint::import::rules_of;
 use smalti_models::checkpoint::tensors::Precision;
-use smalti_models::checkpoint::{BundlePaths, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
+use smalti_models::checkpoint::{BundlePaths, Finite, Part, Rules, Source, WeightsFile, copy_tensors, read_config};
 use smalti_models::encoders::EncoderConfig;
 use smalti_models::generators::GeneratorConfig;
 use smalti_models::tokenizers::TokenizerConfig;
@@ -129,8 +129,9 @@ fn depth(layout: &Layout) -> usize {
 /// What reading and writing return.
 pub fn run(plan: &ExportPlan, _: &dyn Progress) -> Result<ExportOutcome> {
     prepare_folder(plan.out.parent().unwrap_or(Path::new("")))?;
-    let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).located(plan.part)?)?;
+    let weights = WeightsFile::open(&BundlePaths::at(&plan.bundle).intact(plan.part)?)?;
     let rules = Rules::export(plan.system, rules_of(plan.part).name())?.with_numbers([("depth", plan.depth)]);
+    let weights = Finite(&weights);
     let official = rules.plan(&weights)?;
     copy_tensors(&plan.out, &official, Precision::F32, &BTreeMap::from([("format".into(), "pt".into())]))?;
     Ok(ExportOutcome {

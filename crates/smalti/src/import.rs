@@ -5,7 +5,7 @@ use crate::output::{is_inside, must_be_a_name};
 use crate::variants::{self, PartConfig, Variant};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
-use smalti_base::{Error, Progress, Result, TokenSpec, files};
+use smalti_base::{Error, Progress, Result, files};
 use smalti_models::checkpoint::import::{Imported, compare, rules_of, views};
 use smalti_models::checkpoint::{
     BundlePaths, Manifest, Part, PartFacts, Precision, Report, Rules, Source, copy_part, open_weights, read_config,
@@ -108,7 +108,7 @@ struct Attempt {
 ///
 /// # Errors
 /// What `hub::fetch` returns; weights that cannot be read; a system without rules; [`Error::Invalid`] that says what does not fit, and
-/// which variant would.
+/// which variant would; parts that do not suit the bundle that is there.
 pub fn plan(args: &ImportArgs, _: &Settings, progress: &dyn Progress) -> Result<ImportPlan> {
     // A judge is an encoder that `assemble` puts beside a generator.
     let parts: Vec<Part> = Part::ALL
@@ -145,6 +145,7 @@ pub fn plan(args: &ImportArgs, _: &Settings, progress: &dyn Progress) -> Result<
         let problem = format!("holds the weights that are read, {}", path.display());
         return Err(Error::invalid_hint(args.out.display(), problem, "choose another folder with --out"));
     }
+    must_suit(&BundlePaths::at(&args.out), &found)?;
     let precision = if args.f16 { Precision::F16 } else { Precision::F32 };
     Ok(ImportPlan { source: path, origin, system: args.system.clone(), out: args.out.clone(), precision, parts: found })
 }
@@ -231,21 +232,51 @@ fn refused(args: &ImportArgs, attempts: &[Attempt], wished: Option<&Variant>) ->
     )
 }
 
-/// Writes the parts and the manifest, which comes last.
+/// Writes the parts and the manifest into a new folder, which takes the place of the bundle that was there in one step.
 ///
 /// # Errors
-/// Parts that do not fit the bundle that is there; what reading and writing return.
+/// Weights that are not finite; another process in the folder; what reading and writing return.
 pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> {
     let source = open_weights(&plan.source)?;
+    let is_new = !plan.out.exists();
+    files::create_folder(&plan.out)?;
+    // A link is followed: what it leads to is replaced, not the link.
+    let out = std::fs::canonicalize(&plan.out).map_err(|error| Error::io("find", &plan.out, error))?;
+    let held = files::FolderLock::take(&out, "importing")?;
+    let mut parts = Vec::new();
+    let written = files::write_folder(&out, |inside| {
+        files::link_folder(&out, inside)?;
+        parts = write_parts(plan, source.as_ref(), &BundlePaths::at(inside), progress)?;
+        Ok(())
+    });
+    drop(held);
+    if let (Err(_), true) = (&written, is_new) {
+        // Goes only if it is empty.
+        let _ = std::fs::remove_dir(&out);
+    }
+    written?;
+    progress.end();
     let bundle = BundlePaths::at(&plan.out);
-    let mut manifest = match plan.out.join("bundle.json").is_file() {
+    if !bundle.has(Part::Tokenizer) && !bundle.has(Part::Encoder) {
+        progress.say("the bundle has no tokenizer yet: import one into the same folder");
+    }
+    Ok(ImportOutcome { bundle: plan.out.clone(), parts })
+}
+
+fn write_parts(
+    plan: &ImportPlan,
+    source: &dyn Source,
+    bundle: &BundlePaths,
+    progress: &dyn Progress,
+) -> Result<Vec<ImportedPart>> {
+    let mut manifest = match bundle.root().join("bundle.json").is_file() {
         true => bundle.manifest()?,
         false => Manifest::new(plan.parts.first().map_or("imported", |part| part.variant.as_str())),
     };
     let mut parts = Vec::new();
     progress.begin("importing", plan.parts.len() as u64, "parts");
     for (done, part) in plan.parts.iter().enumerate() {
-        let views = views(source.as_ref(), part.part);
+        let views = views(source, part.part);
         let view = views.iter().find(|(key, _)| *key == part.key).map(|(_, view)| view.as_ref());
         let view = view.ok_or_else(|| Error::file(&plan.source, "the file changed while it was read"))?;
         // What the weights lack keeps its initial values: the same ones each time.
@@ -253,18 +284,15 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
         let rules = Rules::builtin(&plan.system, rules_of(part.part).name())?;
         let imported = match &part.fits.config {
             PartConfig::Tokenizer(config) => {
-                must_suit(&bundle, part.part, &config.spec()?)?;
-                write(plan, part, &bundle, config, &Imported::new(&rules, &config.init(&Device::flex())?, view)?)?
+                write(plan, part, bundle, config, &Imported::new(&rules, &config.init(&Device::flex())?, view)?)?
             }
             PartConfig::Generator(config) => {
-                must_suit(&bundle, Part::Generator, config.tokens())?;
-                conditions_must_suit(&bundle, config)?;
-                let model = with_tokenizer(&bundle, config)?;
+                let model = with_tokenizer(bundle, config)?;
                 manifest.sampling = part.fits.sampling.clone();
-                write(plan, part, &bundle, config, &Imported::new(&rules, &model, view)?)?
+                write(plan, part, bundle, config, &Imported::new(&rules, &model, view)?)?
             }
             PartConfig::Encoder(config) => {
-                write(plan, part, &bundle, config, &Imported::new(&rules, &config.init(&Device::flex())?, view)?)?
+                write(plan, part, bundle, config, &Imported::new(&rules, &config.init(&Device::flex())?, view)?)?
             }
         };
         manifest.parts.insert(part.part, imported.facts.clone());
@@ -273,41 +301,55 @@ pub fn run(plan: &ImportPlan, progress: &dyn Progress) -> Result<ImportOutcome> 
             "sha256": if plan.source.is_file() { files::sha256_file(&plan.source)? } else { String::new() },
         });
         manifest.training.insert(part.part.name().into(), facts);
+        // The parts after this one read it, and its checksum.
+        manifest.write(bundle.root())?;
         parts.push(imported);
         progress.advance(done as u64 + 1, "");
     }
-    manifest.write(&plan.out)?;
-    progress.end();
-    if !bundle.has(Part::Tokenizer) && !bundle.has(Part::Encoder) {
-        progress.say("the bundle has no tokenizer yet: import one into the same folder");
-    }
-    Ok(ImportOutcome { bundle: plan.out.clone(), parts })
+    Ok(parts)
 }
 
-/// An error unless tokens of this part suit what is in the bundle beside it.
-fn must_suit(bundle: &BundlePaths, part: Part, tokens: &TokenSpec) -> Result<()> {
+/// An error unless the new parts suit each other and what stays in the bundle beside them.
+fn must_suit(bundle: &BundlePaths, new: &[PartPlan]) -> Result<()> {
     const NEW: &str = "the imported weights";
-    let other = if part == Part::Generator { Part::Tokenizer } else { Part::Generator };
-    if !bundle.has(other) {
-        return Ok(());
-    }
-    let place = bundle.config(other).display().to_string();
-    match part {
-        Part::Generator => tokens.must_equal(NEW, &read_config::<TokenizerConfig>(bundle, other)?.spec()?, &place),
-        Part::Tokenizer => tokens.must_equal(NEW, read_config::<GeneratorConfig>(bundle, other)?.tokens(), &place),
-        Part::Condition => read_config::<GeneratorConfig>(bundle, other)?.conditions().must_fit(tokens, NEW),
-        Part::Encoder | Part::Judge => Ok(()),
-    }
-}
-
-/// An error unless the generator reads the codes of the condition that is in the bundle.
-fn conditions_must_suit(bundle: &BundlePaths, generator: &GeneratorConfig) -> Result<()> {
-    match bundle.has(Part::Condition) {
-        true => {
-            let spec = read_config::<TokenizerConfig>(bundle, Part::Condition)?.spec()?;
-            generator.conditions().must_fit(&spec, &bundle.config(Part::Condition).display().to_string())
+    let place = |part| bundle.config(part).display().to_string();
+    let imported = |part| new.iter().find(|plan| plan.part == part).map(|plan| &plan.fits.config);
+    let tokenizer = |part| match imported(part) {
+        Some(PartConfig::Tokenizer(config)) => Ok(Some((config.clone(), true))),
+        _ if bundle.has(part) => Ok(Some((read_config::<TokenizerConfig>(bundle, part)?, false))),
+        _ => Ok(None),
+    };
+    let generator = match imported(Part::Generator) {
+        Some(PartConfig::Generator(config)) => Some((config.clone(), true)),
+        _ if bundle.has(Part::Generator) => Some((read_config::<GeneratorConfig>(bundle, Part::Generator)?, false)),
+        _ => None,
+    };
+    let (own, condition): (Option<(TokenizerConfig, bool)>, _) =
+        (tokenizer(Part::Tokenizer)?, tokenizer(Part::Condition)?);
+    let Some((generator, is_new)) = generator else { return Ok(()) };
+    match &own {
+        Some((tokenizer, true)) => {
+            let other = if is_new { NEW.to_string() } else { place(Part::Generator) };
+            tokenizer.spec()?.must_equal(NEW, generator.tokens(), &other)?;
         }
-        false => Ok(()),
+        Some((tokenizer, false)) if is_new => {
+            generator.tokens().must_equal(NEW, &tokenizer.spec()?, &place(Part::Tokenizer))?;
+        }
+        None if is_new && generator.abilities().reads_code_vectors => {
+            return Err(Error::invalid_hint(
+                bundle.root().display(),
+                "this generator reads the tokenizer's code vectors, and the bundle has no tokenizer",
+                "import the tokenizer into the same folder first",
+            ));
+        }
+        _ => {}
+    }
+    match condition {
+        Some((condition, of_new)) if is_new || of_new => {
+            let name = if of_new { NEW.to_string() } else { place(Part::Condition) };
+            generator.conditions().must_fit(&condition.spec()?, &name)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -318,16 +360,8 @@ fn with_tokenizer(bundle: &BundlePaths, config: &GeneratorConfig) -> Result<Gene
         let tokenizer: TokenizerConfig = read_config(bundle, Part::Tokenizer)?;
         let tokenizer = read_weights(bundle, Part::Tokenizer, tokenizer.init(&Device::flex())?)?;
         model.adopt(&*tokenizer)?;
-        return Ok(model);
     }
-    match config.abilities().reads_code_vectors {
-        true => Err(Error::invalid_hint(
-            bundle.root().display(),
-            "this generator reads the tokenizer's code vectors, and the bundle has no tokenizer",
-            "import the tokenizer into the same folder first",
-        )),
-        false => Ok(model),
-    }
+    Ok(model)
 }
 
 fn write<C: Serialize>(

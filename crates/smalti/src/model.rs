@@ -8,6 +8,7 @@ use smalti_base::{Error, Layout, Planes, Progress, Result, TokenSpec, Tokens};
 use smalti_data::TextTokenizer;
 use smalti_data::image::{Image, Limits, open_as};
 use smalti_data::transforms::{Filter, resize};
+use smalti_models::checkpoint::bundle::must_have_sum;
 use smalti_models::checkpoint::{BundlePaths, Manifest, Part, read_config, read_decoder, read_packed, read_weights};
 use smalti_models::generators::{ConditionConfig, Conditions, GeneratorConfig, GeneratorModel, Given};
 use smalti_models::tokenizers::{TokenDecoder, TokenizerConfig, TokenizerModel};
@@ -137,6 +138,9 @@ impl ModelPlan {
         }
         if let Some(judge) = &plan.judge {
             judge.must_suit(&plan)?;
+        }
+        if let Some((next, sha256)) = paths.next().zip(plan.manifest.next_sha256.as_ref()) {
+            must_have_sum(&next.root().join("bundle.json"), sha256)?;
         }
         if let Some(next) = &plan.next {
             must_follow(&plan, next)?;
@@ -391,9 +395,11 @@ impl ModelPlan {
     /// The text tokenizer.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Invalid`] if it is missing or cannot be used.
+    /// [`Error::Io`] or [`Error::Invalid`] if it is missing or cannot be used, [`Error::Mismatch`] if it is not the bundle's.
     pub fn text_tokenizer(&self) -> Result<TextTokenizer> {
-        TextTokenizer::load(&self.paths().text_tokenizer())
+        let path = self.paths().text_tokenizer();
+        self.manifest.text_sha256.iter().try_for_each(|sha256| must_have_sum(&path, sha256))?;
+        TextTokenizer::load(&path)
     }
 
     /// The model's sampling settings.

@@ -192,6 +192,7 @@ pub fn run(plan: &ReconstructPlan, progress: &dyn Progress) -> Result<Reconstruc
         let batch = batch?;
         let originals = pixels::batch_images(&batch)?;
         let codes = tokenizer.encode(pixels::upload_batch(&batch, &device))?;
+        codes.must_be_whole(&batch.keys)?;
         let mut shown: Vec<Vec<Image>> = originals.iter().map(|image| vec![image.clone().visible(planes)]).collect();
         for (levels, fidelity) in plan.levels.iter().zip(&mut of_levels) {
             let pictures = pixels::download(tokenizer.decode_prefix(&codes, *levels)?, planes)?;

@@ -160,7 +160,7 @@ pub fn run(plan: &TokenizePlan, progress: &dyn Progress) -> Result<TokenizeOutco
 
 /// The tokens of each image of a batch; with `flip` each followed by those of its mirror image.
 fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &Device) -> Result<Vec<RowTokens>> {
-    let tokens = |images| rows(tokenizer, images);
+    let tokens = |images| rows(tokenizer, images, &batch.keys);
     let plain = tokens(pixels::upload_batch(batch, device))?;
     if !flip {
         return Ok(plain);
@@ -171,7 +171,7 @@ fn encode(tokenizer: &TokenizerModel, batch: &ImageBatch, flip: bool, device: &D
 }
 
 /// What a shard holds of images: codes, or the distributions of vectors. One download.
-fn rows(tokenizer: &TokenizerModel, images_bchw: Tensor<4>) -> Result<Vec<RowTokens>> {
+fn rows(tokenizer: &TokenizerModel, images_bchw: Tensor<4>, names: &[String]) -> Result<Vec<RowTokens>> {
     let moments = tokenizer.token_moments(images_bchw.clone());
     let codes = match &moments {
         None => tokenizer.encode(images_bchw)?,
@@ -188,7 +188,7 @@ fn rows(tokenizer: &TokenizerModel, images_bchw: Tensor<4>) -> Result<Vec<RowTok
             RowTokens::Continuous { means, deviations }
         }
     };
-    Ok(codes.to_host()?.into_iter().map(row).collect())
+    Ok(codes.to_host_of(names)?.into_iter().map(row).collect())
 }
 
 /// Rows on their way to shards. With mirror images, rows `2 i` and `2 i + 1` belong to image `i`.

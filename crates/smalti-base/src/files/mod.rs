@@ -5,7 +5,7 @@ mod temporary;
 mod write;
 
 pub use lock::FolderLock;
-pub use write::{create_folder, must_be_writable, write_atomic, write_bytes, write_folder};
+pub use write::{create_folder, link_folder, must_be_writable, write_atomic, write_bytes, write_folder};
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -73,10 +73,18 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// As [`open`].
 pub fn sha256_file(path: &Path) -> Result<String> {
     let mut file = open(path)?;
+    sha256(|block| file.read(block)).map_err(|e| Error::io("read", path, e))
+}
+
+/// The SHA-256 of what `next` fills blocks with, until it has no more, as 64 hexadecimal digits.
+///
+/// # Errors
+/// What `next` returns.
+pub fn sha256(mut next: impl FnMut(&mut [u8]) -> std::io::Result<usize>) -> std::io::Result<String> {
     let mut hasher = Sha256::new();
     let mut block = vec![0u8; 1 << 20];
     loop {
-        match file.read(&mut block).map_err(|e| Error::io("read", path, e))? {
+        match next(&mut block)? {
             0 => return Ok(hex(&hasher.finalize())),
             n => hasher.update(&block[..n]),
         }

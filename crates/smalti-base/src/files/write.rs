@@ -65,6 +65,42 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     written
 }
 
+/// Most files of a folder that [`link_folder`] takes.
+const MOST_LINKED: usize = 10_000;
+
+/// Brings all that is in a folder into another one, files by hard links: they take no room, and replacing one leaves the other as it is.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Invalid`] if there are more files than a model has.
+pub fn link_folder(from: &Path, into: &Path) -> Result<()> {
+    link_at_most(from, into, &mut 0)
+}
+
+fn link_at_most(from: &Path, into: &Path, linked: &mut usize) -> Result<()> {
+    let failed = |e| Error::io("read folder", from, e);
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        *linked += 1;
+        if *linked > MOST_LINKED {
+            let problem = format!("holds more than {MOST_LINKED} files beside a model");
+            return Err(Error::invalid_hint(from.display(), problem, "choose a folder of its own"));
+        }
+        let (old, new) = (entry.path(), into.join(entry.file_name()));
+        let kind = entry.file_type().map_err(failed)?;
+        let done = match () {
+            () if kind.is_dir() => {
+                create_folder(&new)?;
+                link_at_most(&old, &new, linked)?;
+                Ok(())
+            }
+            // Some file systems have no hard links, and none of a symbolic one.
+            () => fs::hard_link(&old, &new).or_else(|_| fs::copy(&old, &new).map(drop)),
+        };
+        done.map_err(|e| Error::io("copy", &old, e))?;
+    }
+    Ok(())
+}
+
 /// Creates a folder and those above it; does nothing if it is there.
 ///
 /// # Errors

@@ -134,7 +134,7 @@ fn open_folder(path: &Path, how: How<'_>) -> Result<Box<dyn Dataset>> {
 /// Names that are parts of a data set, not classes.
 const SPLITS: [&str; 7] = ["train", "validation", "valid", "val", "test", "t10k", "dev"];
 
-fn is_split(name: &String) -> bool {
+fn is_split(name: &str) -> bool {
     SPLITS.contains(&name.to_lowercase().as_str())
 }
 
@@ -205,7 +205,7 @@ impl Parts {
 
     fn several(&self, path: &Path, names: &[String], split: &str) -> Error {
         let all = listed(names, names.len());
-        let problem = match names.iter().all(is_split) || self.folders.is_empty() {
+        let problem = match names.iter().all(|name| is_split(name)) || self.folders.is_empty() {
             true if names.len() == 1 => format!("has one folder, {all}: is it a part or a class?"),
             true => format!("has several parts: {all}"),
             false => format!("has several parts, or classes: {all}; `{split}` is the name of a part"),

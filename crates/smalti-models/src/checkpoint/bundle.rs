@@ -13,15 +13,13 @@
 //! ```
 //! A part may be absent: a tokenizer alone is a bundle, and so is an encoder. A part may refer to weights elsewhere by file and checksum.
 
-use super::packed::load_packed;
+pub use super::reading::{read_config, read_decoder, read_packed, read_weights, verified};
 use super::tensors::{Source, copy_tensors};
-use super::weights::{Precision, load_module, load_without, parameter_map, save_module};
+use super::weights::{Precision, parameter_map, save_module};
 use crate::sampling::Sampling;
-use crate::tokenizers::{TokenDecoder, TokenizerModel};
 use burn::module::Module;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use smalti_base::{Error, Result, config, files};
-use smalti_nn::dense::{Pack, WeightPrecision};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -224,10 +222,10 @@ impl BundlePaths {
         self.root.join(part.name()).join("model.safetensors")
     }
 
-    /// The file of a part's weights: inside the bundle, or the one that it refers to, whose checksum was compared.
+    /// The file of a part's weights: inside the bundle, or the one that it refers to. Whose checksum it has is seen when it is read.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::Mismatch`] if the file that is referred to is missing or another one.
+    /// [`Error::Invalid`] if the file that is referred to is missing.
     pub fn located(&self, part: Part) -> Result<PathBuf> {
         let own = self.weights(part);
         if own.is_file() || !self.root.join("bundle.json").is_file() {
@@ -244,9 +242,40 @@ impl BundlePaths {
                 format!("put back the file with the SHA-256 {sha256}, or assemble the bundle again without --refer");
             return Err(Error::invalid_hint(self.root.display(), problem, hint));
         }
-        let hint =
-            "the file was replaced since the bundle was made: put the old one back, or assemble the bundle again";
-        must_have_sum(&file, &sha256, hint).map(|()| file)
+        Ok(file)
+    }
+
+    /// [`Self::located`] for a file that is used as a whole: every byte was read, and the checksum is the bundle's.
+    ///
+    /// # Errors
+    /// As [`Self::located`]; [`Error::Mismatch`] with both checksums.
+    pub fn intact(&self, part: Part) -> Result<PathBuf> {
+        let file = self.located(part)?;
+        if let Some(expected) = self.expected_sum(part)? {
+            must_have_sum(&file, &expected)?;
+        }
+        Ok(file)
+    }
+
+    /// The checksum that `bundle.json` says a part's weights have; `None` while there is no `bundle.json`.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`]; [`Error::Invalid`] if it does not tell of the part.
+    pub(super) fn expected_sum(&self, part: Part) -> Result<Option<String>> {
+        if !self.root.join("bundle.json").is_file() {
+            return Ok(None);
+        }
+        match self.manifest()?.parts.remove(&part) {
+            Some(PartFacts { sha256, refers: Some(refers), .. }) if !self.weights(part).is_file() => {
+                must_be_sum(&refers.file.display().to_string(), &refers.sha256, &sha256)?;
+                Ok(Some(sha256))
+            }
+            Some(facts) => Ok(Some(facts.sha256)),
+            None => {
+                let problem = format!("bundle.json says nothing of its {}", part.name());
+                Err(Error::invalid_hint(self.root.display(), problem, "copy or import the bundle again, whole"))
+            }
+        }
     }
 
     /// The bundle of the next stage, if there is one.
@@ -287,15 +316,14 @@ impl BundlePaths {
     /// # Errors
     /// [`Error::Mismatch`] with both checksums, or [`Error::Io`].
     pub fn verify(&self) -> Result<()> {
-        const HINT: &str = "the file was changed or damaged; copy the bundle again";
         let manifest = self.manifest()?;
-        for (part, facts) in &manifest.parts {
-            must_have_sum(&self.located(*part)?, &facts.sha256, HINT)?;
+        for part in manifest.parts.keys() {
+            self.intact(*part)?;
         }
         let next = self.root.join(NEXT).join("bundle.json");
         let files = [(self.text_tokenizer(), &manifest.text_sha256), (next, &manifest.next_sha256)];
         for (path, sha256) in files {
-            sha256.iter().try_for_each(|sha256| must_have_sum(&path, sha256, HINT))?;
+            sha256.iter().try_for_each(|sha256| must_have_sum(&path, sha256))?;
         }
         self.next().map_or(Ok(()), |next| next.verify())
     }
@@ -304,19 +332,28 @@ impl BundlePaths {
 /// The folder of the next stage.
 pub const NEXT: &str = "next";
 
+/// An error unless a file has this checksum.
+///
 /// # Errors
-/// [`Error::Mismatch`] unless the file has this checksum, or [`Error::Io`].
-fn must_have_sum(path: &Path, expected: &str, hint: &str) -> Result<()> {
-    let found = files::sha256_file(path)?;
+/// [`Error::Mismatch`] with both, or [`Error::Io`].
+pub fn must_have_sum(path: &Path, expected: &str) -> Result<()> {
+    must_be_sum(&path.display().to_string(), &files::sha256_file(path)?, expected)
+}
+
+/// # Errors
+/// [`Error::Mismatch`] unless both checksums are the same.
+pub(super) fn must_be_sum(place: &str, found: &str, expected: &str) -> Result<()> {
     match found == expected {
         true => Ok(()),
         false => Err(Error::Mismatch {
-            what: format!("{} and the bundle's checksum", path.display()),
+            what: format!("{place} and the bundle's checksum"),
             left_name: "file".into(),
-            left: found,
+            left: found.into(),
             right_name: "bundle.json".into(),
             right: expected.into(),
-            hint: Some(hint.into()),
+            hint: Some(
+                "the file was replaced since the bundle was made, or damaged: copy, import or assemble it again".into(),
+            ),
         }),
     }
 }
@@ -351,14 +388,9 @@ pub fn copy_part<C: Serialize>(
     weights: &dyn Source,
     precision: Precision,
 ) -> Result<PartFacts> {
-    let folder = bundle.root.join(part.name());
-    files::create_folder(&folder)?;
+    files::create_folder(&bundle.root.join(part.name()))?;
     let metadata = BTreeMap::from([("format".to_string(), "smalti".to_string())]);
-    if let Err(error) = copy_tensors(&bundle.weights(part), weights, precision, &metadata) {
-        // Only empty folders go: what was there before stays.
-        let _ = std::fs::remove_dir(&folder).and_then(|()| std::fs::remove_dir(&bundle.root));
-        return Err(error);
-    }
+    copy_tensors(&bundle.weights(part), weights, precision, &metadata)?;
     config::write_json(&bundle.config(part), config)?;
     let parameters = weights.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
     Ok(PartFacts { sha256: files::sha256_file(&bundle.weights(part))?, parameters, refers: None })
@@ -367,48 +399,12 @@ pub fn copy_part<C: Serialize>(
 /// Copies a tokenizer's files as they are into another bundle, so that their checksum still names it; returns what is known of it.
 ///
 /// # Errors
-/// [`Error::Io`], or as [`BundlePaths::manifest`].
+/// [`Error::Io`], [`Error::Mismatch`] for other weights than the bundle names, or as [`BundlePaths::manifest`].
 pub fn copy_tokenizer(from: &BundlePaths, to: &BundlePaths, part: Part) -> Result<Option<PartFacts>> {
     files::create_folder(&to.root.join(part.name()))?;
     files::write_bytes(&to.weights(part), &files::read(&from.located(Part::Tokenizer)?)?)?;
     files::write_bytes(&to.config(part), &files::read(&from.config(Part::Tokenizer))?)?;
     let facts = from.manifest()?.parts.remove(&Part::Tokenizer);
+    facts.iter().try_for_each(|facts| must_have_sum(&to.weights(part), &facts.sha256))?;
     Ok(facts.map(|facts| PartFacts { refers: None, ..facts }))
-}
-
-/// Reads a part's configuration.
-///
-/// # Errors
-/// [`Error::Invalid`] if the bundle has no such part, or as [`config::read_json`].
-pub fn read_config<C: DeserializeOwned>(bundle: &BundlePaths, part: Part) -> Result<C> {
-    if !bundle.has(part) {
-        return Err(Error::file(bundle.root(), format!("this bundle has no {}", part.name())));
-    }
-    config::read_json(&bundle.config(part))
-}
-
-/// Loads a part's weights into the module that its configuration made.
-///
-/// # Errors
-/// As [`load_module`].
-pub fn read_weights<M: Module>(bundle: &BundlePaths, part: Part, module: M) -> Result<M> {
-    load_module(module, &bundle.located(part)?)
-}
-
-/// The half of a bundle's tokenizer that makes images; the other half is not read.
-///
-/// # Errors
-/// As [`load_without`].
-pub fn read_decoder(bundle: &BundlePaths, tokenizer: TokenizerModel) -> Result<TokenDecoder> {
-    let paths = tokenizer.encoder_paths();
-    let only_encodes = |path: &str| paths.iter().any(|part| path.starts_with(part));
-    load_without(tokenizer, &bundle.located(Part::Tokenizer)?, &only_encodes).map(TokenDecoder::new)
-}
-
-/// [`read_weights`] for inference on the CPU, with packed dense layers.
-///
-/// # Errors
-/// As [`load_packed`].
-pub fn read_packed<M: Pack>(bundle: &BundlePaths, part: Part, module: M, precision: WeightPrecision) -> Result<M> {
-    load_packed(module, &bundle.located(part)?, precision)
 }

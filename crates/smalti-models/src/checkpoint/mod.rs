@@ -5,18 +5,22 @@
 
 mod axes;
 pub mod bundle;
+mod finite;
 pub mod import;
 mod open;
 pub mod packed;
 mod pytorch;
+mod reading;
 pub mod rules;
 pub mod tensors;
 pub mod weights;
 
 pub use bundle::{
-    BundlePaths, Manifest, Part, PartFacts, copy_part, read_config, read_decoder, read_packed, read_weights, write_part,
+    BundlePaths, Manifest, Part, PartFacts, copy_part, read_config, read_decoder, read_packed, read_weights, verified,
+    write_part,
 };
-pub use open::{Below, INDEX, WEIGHTS_ENDINGS, choose_weights, indexed_files, open_weights};
+pub use finite::Finite;
+pub use open::{Below, WEIGHTS_ENDINGS, choose_weights, indexed_files, is_index, open_weights};
 pub use packed::load_packed;
 pub use pytorch::PytorchFile;
 pub use rules::{Plan, Rules};

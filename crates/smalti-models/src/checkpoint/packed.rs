@@ -14,7 +14,7 @@ pub fn load_packed<M: Pack>(module: M, path: &Path, precision: WeightPrecision) 
     pack_from(module, &WeightsFile::open(path)?, precision)
 }
 
-fn pack_from<M: Pack>(mut module: M, source: &dyn Source, precision: WeightPrecision) -> Result<M> {
+pub(super) fn pack_from<M: Pack>(mut module: M, source: &dyn Source, precision: WeightPrecision) -> Result<M> {
     let entries = parameter_map(&module);
     let layers = module.dense_layers();
     let name = |id| entries.iter().find(|(_, entry)| entry.id == id).map(|(name, _)| name.clone());

@@ -3,6 +3,7 @@
 //! The header is read when a file is opened, a tensor when it is asked for, so that no more than one tensor is held twice. Plain
 //! positioned reads are used instead of a memory map: a file that shrinks under a map kills the process, here it is an error.
 
+use super::open::{Content, content};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use smalti_base::{Error, Result, files};
@@ -124,7 +125,8 @@ impl WeightsFile {
     /// [`Error::Io`], or [`Error::Invalid`] if it is not a whole safetensors file.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io("read", path, e);
-        let mut file = File::open(path).map_err(io)?;
+        let kind = content(path)?;
+        let mut file = files::open(path)?;
         let length = file.metadata().map_err(io)?.len();
         let mut size = [0u8; 8];
         if length < 8 {
@@ -135,6 +137,14 @@ impl WeightsFile {
         }
         file.read_exact(&mut size).map_err(io)?;
         let header_len = u64::from_le_bytes(size);
+        if kind == Content::Pytorch {
+            let hint = "give it an ending such as .ckpt, or import it into a bundle";
+            return Err(Error::invalid_hint(path.display(), "is a file of PyTorch, not of safetensors", hint));
+        }
+        if kind == Content::Unknown && header_len > MAX_HEADER {
+            let problem = "not a whole safetensors file: it does not begin with the length of a header";
+            return Err(Error::file(path, problem));
+        }
         if header_len > MAX_HEADER || header_len > length - 8 {
             return Err(Error::file(
                 path,
@@ -170,6 +180,22 @@ impl WeightsFile {
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.infos.keys().map(String::as_str)
+    }
+
+    /// The SHA-256 of the whole file as it is open, as 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sha256(&self) -> Result<String> {
+        let mut at = 0;
+        files::sha256(|block| {
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.seek(SeekFrom::Start(at))?;
+            let read = file.read(block)?;
+            at += read as u64;
+            Ok(read)
+        })
+        .map_err(|e| Error::io("read", &self.path, e))
     }
 
     /// The type in which a tensor is stored, as safetensors spells it (`F16`, `I64`, ...).

@@ -85,9 +85,16 @@ pub fn load_module<M: Module>(module: M, path: &Path) -> Result<M> {
 /// # Errors
 /// As [`load_module`].
 pub fn load_without<M: Module>(module: M, path: &Path, left_out: &dyn Fn(&str) -> bool) -> Result<M> {
-    let source = WeightsFile::open(path)?;
+    load_without_from(module, &WeightsFile::open(path)?, left_out)
+}
+
+pub(super) fn load_without_from<M: Module>(
+    module: M,
+    source: &dyn Source,
+    left_out: &dyn Fn(&str) -> bool,
+) -> Result<M> {
     Report::compare(&parameter_map(&module), &source.shapes(), &|_| false).must_fit(&source.place())?;
-    load_from(module, &Without { source: &source, left_out }, left_out).map(|(module, _)| module)
+    load_from(module, &Without { source, left_out }, left_out).map(|(module, _)| module)
 }
 
 /// A source without some of its tensors.

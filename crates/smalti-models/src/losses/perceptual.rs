@@ -4,6 +4,7 @@
 //! `d = sum_l mean_hw sum_c w_lc (f_lc(a) - f_lc(b))^2`. With the learned `w` of LPIPS (arXiv 1801.03924) and VGG16 this is
 //! LPIPS; with MobileNetV2 all `w` are 1, which is LPIPS without its heads.
 
+use crate::checkpoint::Finite;
 use crate::checkpoint::tensors::{Source, Stored, Values, WeightsFile};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -43,11 +44,11 @@ impl PerceptualConfig {
             Self::LpipsVgg16 { weights, heads } => {
                 let weights = WeightsFile::open(weights)?;
                 match heads {
-                    Some(heads) => Perceptual::lpips(&weights, &WeightsFile::open(heads)?, device),
-                    None => Perceptual::lpips(&weights, &weights, device),
+                    Some(heads) => Perceptual::lpips(&Finite(&weights), &Finite(&WeightsFile::open(heads)?), device),
+                    None => Perceptual::lpips(&Finite(&weights), &Finite(&weights), device),
                 }
             }
-            Self::MobilenetV2 { weights } => Perceptual::mobilenet_v2(&WeightsFile::open(weights)?, device),
+            Self::MobilenetV2 { weights } => Perceptual::mobilenet_v2(&Finite(&WeightsFile::open(weights)?), device),
         }
     }
 

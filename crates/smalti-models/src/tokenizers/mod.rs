@@ -1,6 +1,7 @@
 //! Tokenizers: image to [`Codes`] to image.
 
 use crate::Codes;
+use crate::codes::NO_CODE;
 use crate::losses::LossTerm;
 use crate::quantizers::{Pass, QuantizerModel, Stats, UpdateReport};
 use crate::role::role;
@@ -266,6 +267,17 @@ fn latents_on_grid(
             "only codes of one grid make pictures of any size",
         )),
     }
+}
+
+/// Codes of latents `[b, c, h, w]`. Of an image whose latents are not finite they are [`NO_CODE`], which is seen where codes are read.
+fn codes_of(quantizer: &QuantizerModel, latents_bchw: Tensor<4>) -> Codes {
+    let [b, c, h, w] = latents_bchw.dims();
+    let plain = latents_bchw.clone().inner();
+    // Squares, since distances have them.
+    let sums = (plain.clone() * plain).reshape([b, c * h * w]).sum_dim(1);
+    let codes = quantizer.encode(latents_bchw);
+    let without = sums.is_finite().bool_not().expand(codes.dims());
+    Codes::Discrete(codes.mask_fill(without, NO_CODE))
 }
 
 /// The half of a tokenizer that makes images of codes. The other half may have no weights, so it cannot be reached.

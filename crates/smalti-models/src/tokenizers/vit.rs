@@ -4,7 +4,7 @@
 //! Patches become tokens by a linear map, places are told by a fixed table, and pixels come back by another linear map. The
 //! networks see images in 0..1; in and out they are in -1..1 as everywhere.
 
-use super::{Tokenizer, TokenizerPass, TokenizerSettings, prefix_latents, quantized_latents};
+use super::{Tokenizer, TokenizerPass, TokenizerSettings, codes_of, prefix_latents, quantized_latents};
 use crate::Codes;
 use crate::quantizers::vq::Metric;
 use crate::quantizers::{Pass, Quantized, QuantizerConfig, QuantizerModel, Stats, UpdateReport};
@@ -203,7 +203,7 @@ impl Tokenizer for Vit {
     }
 
     fn encode(&self, images_bchw: Tensor<4>) -> Result<Codes> {
-        Ok(Codes::Discrete(self.quantizer.encode(self.latents(images_bchw))))
+        Ok(codes_of(&self.quantizer, self.latents(images_bchw)))
     }
 
     fn decode(&self, codes: &Codes) -> Result<Tensor<4>> {

@@ -2,7 +2,9 @@
 //! arXiv 2012.09841). Field names are the keys of the official checkpoints. With the multi-scale quantizer and 3x3
 //! convolutions around it, it is the tokenizer of VAR (arXiv 2404.02905).
 
-use super::{Tokenizer, TokenizerPass, TokenizerSettings, latents_on_grid, prefix_latents, quantized_latents};
+use super::{
+    Tokenizer, TokenizerPass, TokenizerSettings, codes_of, latents_on_grid, prefix_latents, quantized_latents,
+};
 use crate::Codes;
 use crate::quantizers::{Pass, Quantized, QuantizerConfig, QuantizerModel, Stats, UpdateReport};
 use crate::role::Described;
@@ -253,7 +255,7 @@ impl Tokenizer for Vqgan {
     }
 
     fn encode(&self, images_bchw: Tensor<4>) -> Result<Codes> {
-        Ok(Codes::Discrete(self.quantize.encode(self.latents(images_bchw))))
+        Ok(codes_of(&self.quantize, self.latents(images_bchw)))
     }
 
     fn decode(&self, codes: &Codes) -> Result<Tensor<4>> {

@@ -276,9 +276,11 @@ impl Batch {
         stream: Option<&mut Stream>,
         device: &Device,
     ) -> Result<Codes> {
-        let images = match self.content {
+        let (images, names) = match self.content {
             Content::Tokens(values) => return Ok(values.upload(tokenizer.spec(), device)),
-            Content::Images(images) => pixels::upload_batch(&images, &device.clone().without_autodiff()),
+            Content::Images(images) => {
+                (pixels::upload_batch(&images, &device.clone().without_autodiff()), images.keys.clone())
+            }
         };
         let codes = match (soft, stream) {
             (Some(soft), Some(stream)) => {
@@ -294,6 +296,7 @@ impl Batch {
                 (None, _) => tokenizer.encode(images)?,
             },
         };
+        codes.must_be_whole(&names)?;
         Ok(if device.is_autodiff() { codes.autodiff() } else { codes })
     }
 

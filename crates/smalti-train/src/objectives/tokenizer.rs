@@ -265,8 +265,10 @@ impl Objective for TokenizerObjective {
         let count = self.validation.len().min(self.evaluation.images).max(1);
         let pictures = self.evaluation.pictures;
         for batch in self.skipped.watch(loader, Purpose::Validation) {
-            let original = pixels::upload_batch(&batch?, &self.device);
+            let batch = batch?;
+            let original = pixels::upload_batch(&batch, &self.device);
             let codes = model.model.encode(original.clone())?;
+            codes.must_be_whole(&batch.keys)?;
             let decoded = model.model.decode(&codes)?;
             let originals = pixels::download(original, planes)?;
             let reconstructions = pixels::download(decoded, planes)?;

@@ -17,7 +17,7 @@ use cache::RepoCache;
 use client::{Client, Listing, Trouble};
 use environment::Environment;
 use smalti_base::{Error, Progress, Result};
-use smalti_models::checkpoint::{INDEX, WEIGHTS_ENDINGS, choose_weights, indexed_files};
+use smalti_models::checkpoint::{WEIGHTS_ENDINGS, choose_weights, indexed_files, is_index};
 use std::path::PathBuf;
 
 /// Weights of the hub that are on this machine.
@@ -87,7 +87,7 @@ fn fetch_from(address: &Address, files: &dyn Files) -> Result<Fetched> {
         None => in_folder(address, files)?,
     };
     let path = files.get(&name)?;
-    if name.ends_with(INDEX) {
+    if is_index(&name) {
         let folder = name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
         for shard in indexed_files(&path)? {
             files.get(&format!("{folder}{shard}"))?;

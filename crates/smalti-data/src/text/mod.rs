@@ -1,6 +1,9 @@
 //! Text to token ids, by a `tokenizer.json` of the `tokenizers` library or one trained on captions.
 
+mod check;
+
 use smalti_base::{Error, Result, files};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::normalizers::{Lowercase, NFC, Sequence};
@@ -16,6 +19,8 @@ pub const LEAST: usize = 257;
 #[derive(Clone, Debug)]
 pub struct TextTokenizer {
     inner: Tokenizer,
+    /// Most bytes of a text that is encoded.
+    longest: usize,
 }
 
 impl TextTokenizer {
@@ -24,7 +29,9 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Io`], or [`Error::Invalid`] if it is not a tokenizer.
     pub fn load(path: &Path) -> Result<Self> {
-        Self::from_json(&files::read_text(path)?, &path.display().to_string())
+        let name = path.display().to_string();
+        let text = String::from_utf8(files::read_at_most(path, check::MOST_BYTES)?);
+        Self::from_json(&text.map_err(|error| Error::invalid(&name, format!("not a tokenizer: {error}")))?, &name)
     }
 
     /// [`TextTokenizer::load`] for JSON in memory; `name` is named in errors.
@@ -32,12 +39,13 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Invalid`] if it is not a tokenizer.
     pub fn from_json(json: &str, name: &str) -> Result<Self> {
-        let failed = |e: tokenizers::Error| Error::invalid(name, format!("not a tokenizer: {e}"));
+        let failed = |problem: String| Error::invalid(name, format!("not a tokenizer: {}", cut(&problem)));
+        let longest = check::check(json).map_err(failed)?;
         // Parsed by a function that the library has compiled: its generic twin takes minutes to compile here.
-        let mut inner: Tokenizer = json.parse().map_err(failed)?;
-        inner.with_truncation(None).map_err(failed)?;
+        let mut inner: Tokenizer = guarded(|| json.parse()).map_err(failed)?;
+        guarded(|| inner.with_truncation(None).map(drop)).map_err(failed)?;
         inner.with_padding(None);
-        Ok(Self { inner })
+        Ok(Self { inner, longest })
     }
 
     /// Trains byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) on lower-cased captions. Any text can be encoded: there is no
@@ -71,16 +79,20 @@ impl TextTokenizer {
             .special_tokens(vec![AddedToken::from(PADDING, true)])
             .build();
         tokenizer.train(&mut trainer, captions.iter().map(AsRef::as_ref)).map_err(failed)?;
-        Ok(Self { inner: tokenizer.into() })
+        Ok(Self { inner: tokenizer.into(), longest: check::MOST_TEXT as usize })
     }
 
     /// The token ids of a text, with the start and end tokens that the tokenizer's file asks for, if any.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the tokenizer has no token for a part of the text.
+    /// [`Error::Invalid`] if the tokenizer has no token for a part of the text, or the text is too long.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode(text, true);
-        let encoding = encoding.map_err(|e| Error::invalid("text", format!("`{text}` cannot be encoded: {e}")))?;
+        let failed =
+            |problem: String| Error::invalid("text", format!("`{}` cannot be encoded: {}", cut(text), cut(&problem)));
+        if text.len() > self.longest {
+            return Err(failed(format!("it has {} bytes, expected at most {}", text.len(), self.longest)));
+        }
+        let encoding = guarded(|| self.inner.encode(text, true)).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -89,7 +101,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Invalid`] if the tokenizer's file names a decoder that fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| Error::invalid("text", e.to_string()))
+        guarded(|| self.inner.decode(ids, true)).map_err(|problem| Error::invalid("text", cut(&problem)))
     }
 
     /// Ids are below this number.
@@ -112,5 +124,22 @@ impl TextTokenizer {
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
         files::write_bytes(path, self.to_json()?.as_bytes())
+    }
+}
+
+/// What the library returns; if it panics on something that was not seen before, that is an error too.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizers library cannot work with this tokenizer".into()),
+    }
+}
+
+/// The beginning of a text that may be very long.
+fn cut(text: &str) -> String {
+    const SHOWN: usize = 200;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_string(),
     }
 }
