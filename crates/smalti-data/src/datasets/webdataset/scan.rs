@@ -200,22 +200,10 @@ impl<'a> Scan<'a> {
         let (mut label, mut has_caption) = (None, false);
         match ending.as_str() {
             "cls" => label = Label::from_word(&String::from_utf8_lossy(&self.small(reader, span)?)),
-            "json" => {
-                let row: Map<String, Value> = match serde_json::from_slice(&self.small(reader, span)?) {
-                    Ok(row) => row,
-                    Err(error) => {
-                        self.notes.add("records that are not JSON", format!("{name} ({error})"));
-                        return Ok(());
-                    }
-                };
-                label = row.get("label").and_then(|label| Label::from_json(label).ok()?);
-                let text = text_of(&row, self.caption);
-                has_caption = text.as_ref().is_some_and(|text| !text.trim().is_empty());
-                if text.is_some_and(|text| text.len() > MOST_CAPTION) {
-                    self.notes.add(LONG_CAPTIONS, name);
-                    return Ok(());
-                }
-            }
+            "json" => match self.record(reader, name, span)? {
+                Some(found) => (label, has_caption) = found,
+                None => return Ok(()),
+            },
             "txt" if span.length > MOST_CAPTION as u64 => {
                 self.notes.add(LONG_CAPTIONS, name);
                 return Ok(());
@@ -235,6 +223,30 @@ impl<'a> Scan<'a> {
             found.has_caption |= has_caption;
         }
         Ok(())
+    }
+
+    /// The label of a record and whether it has a caption; `None` if it is left out.
+    fn record(
+        &mut self,
+        reader: &mut BufReader<File>,
+        name: &str,
+        span: Span,
+    ) -> Result<Option<(Option<Label>, bool)>> {
+        let row: Map<String, Value> = match serde_json::from_slice(&self.small(reader, span)?) {
+            Ok(row) => row,
+            Err(error) => {
+                self.notes.add("records that are not JSON", format!("{name} ({error})"));
+                return Ok(None);
+            }
+        };
+        let label = row.get("label").and_then(|label| Label::from_json(label).ok()?);
+        let text = text_of(&row, self.caption);
+        let has_caption = text.as_ref().is_some_and(|text| !text.trim().is_empty());
+        if text.is_some_and(|text| text.len() > MOST_CAPTION) {
+            self.notes.add(LONG_CAPTIONS, name);
+            return Ok(None);
+        }
+        Ok(Some((label, has_caption)))
     }
 
     /// The samples with an image, in the order of their first members.
