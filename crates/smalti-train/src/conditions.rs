@@ -98,7 +98,11 @@ pub fn must_say(takes: &Conditions, place: &str, facts: Facts<'_>) -> Result<()>
                 None => return missing("class", "a class"),
                 Some(_) => {}
             },
-            ConditionConfig::Text { .. } if facts.text.is_none() => return missing("caption", "text"),
+            ConditionConfig::Text { .. } if facts.text.is_none() => {
+                let problem = "has no caption, but the model's condition is text";
+                let hint = "`require_caption = true` in the data's section leaves out images without a caption";
+                return Err(Error::invalid_hint(place, problem, hint));
+            }
             ConditionConfig::Codes { .. } if facts.codes.is_none() => return missing("codes", "codes"),
             ConditionConfig::Features { .. } | ConditionConfig::Numbers { .. } => {
                 return missing("features or numbers", "said by numbers");

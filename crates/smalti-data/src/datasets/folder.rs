@@ -137,7 +137,7 @@ impl ImageFolder {
         let mut warn = |names: Vec<String>, what: &str| {
             if !names.is_empty() {
                 let names = (names.len(), super::notes::listed(&names, names.len()));
-                self.warnings.push(format!("{}: {} {what}: {}", metadata.display(), names.0, names.1));
+                self.warnings.push(format!("{}: {what} ({}): {}", metadata.display(), names.0, names.1));
             }
         };
         warn(missing, "images that it lists are not there and will be skipped");

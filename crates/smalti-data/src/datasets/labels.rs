@@ -203,7 +203,7 @@ impl Captioned {
         match dataset.len() - images.len() {
             0 => {}
             without => {
-                warnings.push(format!("{}: left out {without} images without a caption", dataset.path().display()))
+                warnings.push(format!("{}: left out images without a caption ({without})", dataset.path().display()))
             }
         }
         Ok(Self { dataset, images, warnings })

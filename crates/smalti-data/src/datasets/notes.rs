@@ -37,7 +37,7 @@ impl Notes {
     pub(super) fn lines(&self, place: &Path, all: bool) -> Vec<String> {
         let place = place.display();
         let line = |(what, (count, names)): (&&str, &(usize, Vec<String>))| {
-            format!("{place}: left out {count} {what}: {}", listed(names, *count))
+            format!("{place}: left out {what} ({count}): {}", listed(names, *count))
         };
         let mut lines: Vec<String> = self.found.iter().map(line).collect();
         let others = self.endings.iter().filter(|(ending, _)| all || !COMPANIONS.contains(&ending.as_str()));
@@ -51,7 +51,7 @@ impl Notes {
                 })
                 .collect();
             let sum: usize = others.iter().map(|(count, _)| count).sum();
-            lines.push(format!("{place}: left out {sum} files of other kinds: {}", listed(&named, named.len())));
+            lines.push(format!("{place}: left out files of other kinds ({sum}): {}", listed(&named, named.len())));
         }
         lines
     }

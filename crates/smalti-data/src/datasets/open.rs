@@ -168,7 +168,7 @@ impl Parts {
         let left = |names: &[String], what: &str| {
             let line = || {
                 format!(
-                    "{}: left out {} {what} beside the tars: {}",
+                    "{}: left out {what} beside the tars ({}): {}",
                     path.display(),
                     names.len(),
                     listed(names, names.len())
