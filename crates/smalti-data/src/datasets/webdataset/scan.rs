@@ -197,7 +197,19 @@ impl<'a> Scan<'a> {
         if !image && !self.is_small(span) {
             return Ok(());
         }
-        let Some((label, has_caption)) = self.facts(reader, name, &ending, span)? else { return Ok(()) };
+        let (mut label, mut has_caption) = (None, false);
+        match ending.as_str() {
+            "cls" => label = Label::from_word(&String::from_utf8_lossy(&self.small(reader, span)?)),
+            "json" => match self.record(reader, name, span)? {
+                Some(found) => (label, has_caption) = found,
+                None => return Ok(()),
+            },
+            "txt" if span.length > MOST_CAPTION as u64 => {
+                self.notes.add(LONG_CAPTIONS, name);
+                return Ok(());
+            }
+            _ => {}
+        }
         let is_dotted = ending != rest;
         let keys = if is_dotted { &mut self.dotted } else { &mut self.keys };
         let key = if is_dotted { &name[..name.len() - ending.len() - 1] } else { &key };
@@ -213,42 +225,28 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Label of a member, and whether it is a record with a caption; none for a member that is left out.
-    fn facts(
+    /// The label of a record and whether it has a caption; `None` if it is left out.
+    fn record(
         &mut self,
         reader: &mut BufReader<File>,
         name: &str,
-        ending: &str,
         span: Span,
     ) -> Result<Option<(Option<Label>, bool)>> {
-        let length = match ending {
-            "cls" => {
-                let word = self.small(reader, span)?;
-                return Ok(Some((Label::from_word(&String::from_utf8_lossy(&word)), false)));
+        let row: Map<String, Value> = match serde_json::from_slice(&self.small(reader, span)?) {
+            Ok(row) => row,
+            Err(error) => {
+                self.notes.add("records that are not JSON", format!("{name} ({error})"));
+                return Ok(None);
             }
-            "json" => {
-                let row: Map<String, Value> = match serde_json::from_slice(&self.small(reader, span)?) {
-                    Ok(row) => row,
-                    Err(error) => {
-                        self.notes.add("records that are not JSON", format!("{name} ({error})"));
-                        return Ok(None);
-                    }
-                };
-                let label = row.get("label").and_then(|label| Label::from_json(label).ok()?);
-                let text = text_of(&row, self.caption).unwrap_or_default();
-                if text.len() <= MOST_CAPTION {
-                    return Ok(Some((label, !text.trim().is_empty())));
-                }
-                text.len() as u64
-            }
-            "txt" => span.length,
-            _ => 0,
         };
-        if length > MOST_CAPTION as u64 {
+        let label = row.get("label").and_then(|label| Label::from_json(label).ok()?);
+        let text = text_of(&row, self.caption);
+        let has_caption = text.as_ref().is_some_and(|text| !text.trim().is_empty());
+        if text.is_some_and(|text| text.len() > MOST_CAPTION) {
             self.notes.add(LONG_CAPTIONS, name);
             return Ok(None);
         }
-        Ok(Some((None, false)))
+        Ok(Some((label, has_caption)))
     }
 
     /// The samples with an image, in the order of their first members.
