@@ -12,10 +12,10 @@ use smalti::models::checkpoint::{Source, WeightsFile, open_weights};
 use smalti::training::Recipe;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 /// Of images here: a mutant may be large in few bytes, and millions are read.
-const LIMITS: Limits = Limits { pixels: 1 << 20, bytes: 1 << 24 };
+const LIMITS: Limits = Limits { pixels: 1 << 20, bytes: 1 << 24, memory: 1 << 26 };
 /// Most images or rows of a data set that are read.
 const ROWS: usize = 64;
 
@@ -82,7 +82,7 @@ pub fn images(data: &[u8]) {
     let _ = match kind {
         0 => decode_as(Planes::Colour, data, "image", [255; 3], &LIMITS).map(drop),
         1 => decode_as(labels, data, "image", [255; 3], &LIMITS).map(drop),
-        2 => decode_mask(data, "image", &LIMITS).map(drop),
+        2 => decode_mask(data, "image", &LIMITS, None, None).map(drop),
         _ => parameters(data, "image").map(drop),
     };
 }
@@ -160,6 +160,9 @@ pub fn pytorch(data: &[u8]) {
 
 /// Text tokenizers.
 pub fn text_tokenizer(data: &[u8]) {
+    // Panics of the library are caught by design; the fuzzer's hook would end the process before. What is not caught still does.
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     let path = put("text/tokenizer.json", data);
     if let Ok(text) = TextTokenizer::load(&path) {
         for caption in ["a red heart", "", "\u{e4}\u{fb01}\u{1f600} \u{5bd2}  9x"] {
@@ -180,7 +183,8 @@ pub fn shards(data: &[u8]) {
         0 => fs::write(&manifest, data).expect("a file can be written"),
         _ => {
             fs::write(&shard, data).expect("a file can be written");
-            let told = String::from_utf8_lossy(&own[0]).replace(&files::sha256_bytes(&own[1]), &files::sha256_bytes(data));
+            let told =
+                String::from_utf8_lossy(&own[0]).replace(&files::sha256_bytes(&own[1]), &files::sha256_bytes(data));
             let told = told.replace(&format!("\"bytes\": {}", own[1].len()), &format!("\"bytes\": {}", data.len()));
             fs::write(&manifest, told).expect("a file can be written");
         }
@@ -200,7 +204,9 @@ pub fn shards(data: &[u8]) {
 pub fn case(data: &[u8]) {
     put("case/case.json", data);
     let folder = place().join("case");
-    for file in ["io.safetensors", "weights.safetensors"].map(Path::new).into_iter().filter(|file| !folder.join(file).is_file()) {
+    for file in
+        ["io.safetensors", "weights.safetensors"].map(Path::new).into_iter().filter(|file| !folder.join(file).is_file())
+    {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/fsq/vqp_proj_image");
         fs::copy(golden.join(file), folder.join(file)).expect("the repository is whole");
     }
@@ -211,5 +217,5 @@ pub fn case(data: &[u8]) {
 pub fn inspect(data: &[u8]) {
     let Some((kind, data)) = choice(data, 4) else { return };
     let name = ["any/x.png", "any/x.safetensors", "any/x.toml", "any/x.tar"][usize::from(kind)];
-    let _ = run(&InspectArgs { path: put(name, data), verify: true });
+    let _ = run(&InspectArgs { path: put(name, data), verify: true, ..InspectArgs::default() });
 }

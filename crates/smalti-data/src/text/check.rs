@@ -72,6 +72,14 @@ fn sound(step: &Value) -> Result<(), String> {
     if step["length"] == 0 {
         return Err(format!("its step {} cuts pieces of no length", step["type"]));
     }
+    // What a template names must be told, too: the library takes it for granted.
+    for piece in ["single", "pair"].into_iter().filter_map(|template| step[template].as_array()).flatten() {
+        if let Some(name) =
+            piece["SpecialToken"]["id"].as_str().filter(|name| step["special_tokens"].get(*name).is_none())
+        {
+            return Err(format!("its template names the token `{}`, which is not in special_tokens", super::cut(name)));
+        }
+    }
     let Some(map) = step.get("precompiled_charsmap") else { return Ok(()) };
     let bytes = map.as_str().and_then(base64).ok_or("its table of characters is not base64")?;
     table(&bytes).ok_or_else(|| "its table of characters is damaged".into())
@@ -211,6 +219,18 @@ mod tests {
         }
         assert_eq!(base64("aGFsbG8="), Some(b"hallo".to_vec()));
         assert_eq!(base64("aGFsbG8h"), Some(b"hallo!".to_vec()));
+    }
+
+    #[test]
+    fn templates_name_tokens_that_are_told() {
+        let told = |tokens: &str| {
+            let step = format!(
+                r#"{{"type": "TemplateProcessing", "single": [{{"SpecialToken": {{"id": "[CLS]"}}}}], "special_tokens": {tokens}}}"#
+            );
+            sound(&serde_json::from_str(&step).unwrap())
+        };
+        assert!(told("{}").unwrap_err().contains("`[CLS]`"));
+        assert!(told(r#"{"[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]}}"#).is_ok());
     }
 
     #[test]
